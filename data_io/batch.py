@@ -1,0 +1,89 @@
+"""Batches: what the network sees. Names, shapes, and the function that makes them.
+
+A batch is a dict of NumPy arrays (B examples, T events, left-aligned), turned into tensors by `model`. padding_mask is
+True where an event is real. Invariant: what stands at a real position does not depend on the other examples of the
+batch.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from data_io.examples import Examples
+from data_io.schema import FIRST_INDEX, PADDING_INDEX
+from data_io.sequences import Sequences
+
+ITEM_INDEX: Final = "item_index"
+"""[B, T] int64: the item of each event."""
+ACTION_INDEX: Final = "action_index"
+"""[B, T] int64: the action of each event."""
+GAP: Final = "gap"
+"""[B, T] int64: time bucket of the time since the user's event before."""
+ELAPSED: Final = "elapsed"
+"""[B, T] int64: time bucket of the time to the next event of the span, or from its last event to now."""
+PADDING_MASK: Final = "padding_mask"
+"""[B, T] bool: True where an event is real."""
+TARGET_ITEM_INDEX: Final = "target_item_index"
+"""[B, T] int64: the item to predict at each position; 0 where nothing is asked."""
+OUTCOME: Final = "outcome"
+"""[B] float32: the outcome to predict, 0 or 1."""
+FEATURES: Final = "features"
+"""[B, F] float32: counts and recency of the whole history (`data_io.features`)."""
+
+Batch = dict[str, np.ndarray]
+
+NUM_TIME_BUCKETS: Final = 64
+"""Half-octaves of seconds: bucket 0 means no event before, 1 under a second, 63 beyond 68 years."""
+
+
+def time_bucket(seconds: np.ndarray) -> np.ndarray:
+    """Half-octave bucket (1 to 63) of non-negative durations."""
+    return np.clip(1 + np.floor(2 * np.log2(np.maximum(seconds, 0) + 1)), 1, NUM_TIME_BUCKETS - 1).astype(np.int64)
+
+
+def collate(sequences: Sequences, examples: Examples) -> Batch:
+    """The batch of some examples, padded to the longest of them (at least one event wide).
+
+    Args:
+        sequences: the bucket the examples point into.
+        examples: B of them; an empty span gives a row of padding.
+    """
+    length = max(1, int((examples.end - examples.start).max(initial=1)))
+    places = examples.start[:, None] + np.arange(length)
+    real = places < examples.end[:, None]
+    places = np.where(real, places, 0)
+    if not len(sequences.item_index):
+        return _padding_only(len(examples))
+    is_first = places == sequences.starts[examples.row][:, None]
+    previous = np.where(is_first, places, places - 1)
+    time = sequences.event_time
+    is_last = places == examples.end[:, None] - 1
+    following = np.where(is_last, examples.now[:, None], time[np.minimum(places + 1, len(time) - 1)])
+    gap = np.where(is_first, 0, time_bucket((time[places] - time[previous]) / 1e6))
+    elapsed = time_bucket((following - time[places]) / 1e6)
+    return {
+        ITEM_INDEX: np.where(real, sequences.item_index[places], PADDING_INDEX).astype(np.int64),
+        ACTION_INDEX: np.where(real, sequences.action_index[places], PADDING_INDEX).astype(np.int64),
+        GAP: np.where(real, gap, 0),
+        ELAPSED: np.where(real, elapsed, 0),
+        PADDING_MASK: real,
+    }
+
+
+def shifted_targets(sequences: Sequences, examples: Examples, target_actions: np.ndarray | None) -> np.ndarray:
+    """[B, T] the item of the event after each input of training windows; 0 where it is not to be predicted."""
+    length = max(1, int((examples.end - examples.start).max(initial=1)))
+    places = examples.start[:, None] + np.arange(length)
+    real = places < examples.end[:, None]
+    following = np.where(real, places + 1, 0)
+    target = sequences.item_index[following].astype(np.int64)
+    wanted = real & (target >= FIRST_INDEX)
+    if target_actions is not None:
+        wanted &= np.isin(sequences.action_index[following], target_actions)
+    return np.where(wanted, target, PADDING_INDEX)
+
+
+def _padding_only(num_examples: int) -> Batch:
+    zeros = np.zeros((num_examples, 1), np.int64)
+    names = (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED)
+    return {name: zeros for name in names} | {PADDING_MASK: zeros.astype(bool)}

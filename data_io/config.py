@@ -1,0 +1,110 @@
+"""Settings of the data: where the log is, how it becomes sequences, where history ends and targets begin.
+
+Light to import: no Arrow, no NumPy. What a setting does is said in its docstring, which is also its line in --help.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class SettingsModel(BaseModel):
+    """Base of all settings: frozen, typo-proof, documented by docstrings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+SourceName = Literal[
+    "movielens", "amazon_s3rec", "online_retail", "retailrocket", "taobao", "complete_journey", "synthetic"
+]
+
+
+class SyntheticSettings(SettingsModel):
+    """Size of the generated log."""
+
+    num_users: int = Field(default=2_000, ge=1)
+    """Users in the generated log."""
+    num_items: int = Field(default=1_000, ge=10)
+    """Items in the generated catalogue."""
+    num_days: int = Field(default=120, ge=2)
+    """Days the generated log spans."""
+    mean_events_per_user: float = Field(default=60.0, gt=0)
+    """Mean number of events of a user."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the generator."""
+
+
+class SourceSettings(SettingsModel):
+    """A well-known data set on disk, turned into the event contract by `convert`."""
+
+    name: SourceName | None = None
+    """Which data set; None: the log at events.path already keeps the contract and there is nothing to convert."""
+    path: str | None = None
+    """Folder or file of the data set as published; None only where the source needs no files."""
+    synthetic: SyntheticSettings = SyntheticSettings()
+    """Size of the generated log, for name: synthetic."""
+
+
+class EventSettings(SettingsModel):
+    """The event log and its contract."""
+
+    path: str | None = None
+    """Folder, file or glob of Parquet files, local or s3://; None: RUN_DIR/events, where `convert` writes."""
+    columns: dict[str, str] = {}
+    """Contract column to the log's own name, for those that differ, such as {user_id: customer}."""
+    default_action: str | None = None
+    """Action of every event, for a log without an action column; None: the column is required."""
+    earliest_time: datetime = datetime(1990, 1, 1)
+    """Events before this moment (UTC) are quarantined: a wrong unit of time lands there."""
+    latest_time: datetime | None = None
+    """Events after this moment (UTC) are quarantined; None: one day after the build starts."""
+    max_bad_share: float = Field(default=0.001, ge=0, le=1)
+    """Largest share of quarantined rows (0 to 1) a build accepts before it fails."""
+    drop_duplicates: bool = True
+    """Drop all but the first of events equal in user, item, action, time and session, and count them."""
+
+
+class StoreSettings(SettingsModel):
+    """The sequence store."""
+
+    num_buckets: int = Field(default=16, ge=1, le=65_536)
+    """Hash groups of users: the unit of work and of restart, fixed for the life of a store."""
+    min_item_count: int = Field(default=1, ge=1)
+    """Items with fewer events in the log share the unknown index."""
+
+
+class TimeSplit(SettingsModel):
+    """History and targets parted by moments in time, the same for all users."""
+
+    kind: Literal["time"] = "time"
+    """Discriminator."""
+    validation_share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of events, by time, between the validation and the test cutoff; unused with explicit cutoffs."""
+    test_share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of events, by time, at or after the test cutoff; unused with explicit cutoffs."""
+    validation_cutoff_time: datetime | None = None
+    """End of training history (UTC); None: derived from the shares."""
+    test_cutoff_time: datetime | None = None
+    """End of validation and start of test targets (UTC); None: derived from the shares."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TimeSplit":
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share + test_share must leave something to train on (sum below 1)")
+        given = (self.validation_cutoff_time, self.test_cutoff_time)
+        if (given[0] is None) != (given[1] is None):
+            raise ValueError("give both validation_cutoff_time and test_cutoff_time, or neither")
+        if given[0] is not None and given[1] is not None and given[0] >= given[1]:
+            raise ValueError(f"validation_cutoff_time {given[0]} must lie before test_cutoff_time {given[1]}")
+        return self
+
+
+class LeaveOneOut(SettingsModel):
+    """The last event of each user is the test target, the one before it the validation target."""
+
+    kind: Literal["leave_one_out"] = "leave_one_out"
+    """Discriminator."""
+
+
+SplitSettings = Annotated[TimeSplit | LeaveOneOut, Field(discriminator="kind")]

@@ -1,0 +1,141 @@
+"""Examples: which events of which user form one input of the network, and what is asked about it.
+
+An example is a span of a bucket's flat events plus the moment of prediction. Training windows, histories to score and
+outcomes to learn are all examples, so that one collate function serves them all. Invariant: no event at or after the
+moment of prediction lies in an example's span.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_io.schema import FIRST_INDEX
+from data_io.sequences import Sequences
+from data_io.splits import DAY_US, Split, Stage, ends_before, history_ends, target_ends
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """N examples of one bucket; every array is [N]."""
+
+    row: np.ndarray
+    """User's row in the bucket."""
+    start: np.ndarray
+    """First event of the span."""
+    end: np.ndarray
+    """One past the last event of the span."""
+    now: np.ndarray
+    """Moment of prediction, microseconds since 1970 UTC."""
+    target: np.ndarray
+    """Item index to predict (next item), or outcome 0 or 1, or 0 where nothing is asked."""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """The examples at these places, in this order."""
+        return Examples(
+            row=self.row[indices],
+            start=self.start[indices],
+            end=self.end[indices],
+            now=self.now[indices],
+            target=self.target[indices],
+        )
+
+
+def window_examples(sequences: Sequences, split: Split, length: int) -> Examples:
+    """Training windows: each user's history at the validation cutoff, cut from its end into spans of `length` inputs.
+
+    The target of each input is the event after it, so neighbouring windows share one event. A user with fewer than two
+    events has no window.
+    """
+    ends = history_ends(sequences, split, "validation") - 1
+    inputs = np.maximum(ends - sequences.starts, 0)
+    windows = -(-inputs // length)
+    row = np.repeat(np.arange(sequences.num_users), windows)
+    from_last = np.arange(len(row)) - np.repeat(np.cumsum(windows) - windows, windows)
+    end = ends[row] - from_last * length
+    start = np.maximum(end - length, sequences.starts[row])
+    now = sequences.event_time[end] if len(end) else np.zeros(0, np.int64)
+    return Examples(row=row, start=start, end=end, now=now, target=np.zeros(len(row), np.int32))
+
+
+def history_examples(sequences: Sequences, now: int | None, length: int) -> Examples:
+    """The newest `length` events of every user, users without events included.
+
+    Args:
+        sequences: of a bucket.
+        now: moment of prediction; events at or after it are left out. None: every event counts and each user's moment
+            is just after the last one.
+        length: most events a span may hold.
+    """
+    ends = sequences.ends if now is None else ends_before(sequences, now)
+    last = sequences.event_time[np.maximum(ends - 1, 0)] if len(sequences.event_time) else np.zeros(0, np.int64)
+    moments = last + 1 if now is None else np.full(len(ends), now)
+    return _spans(sequences, np.arange(len(ends)), ends, moments, length, np.zeros(len(ends), np.int32))
+
+
+def next_item_examples(
+    sequences: Sequences, split: Split, stage: Stage, length: int, target_actions: np.ndarray | None
+) -> Examples:
+    """One example for each user who has history before and a target after the stage's cutoff.
+
+    The target is the first event from the cutoff on that has a known item and a wanted action. Under a time split the
+    moment of prediction is the cutoff, under leave-one-out the target's own time.
+    """
+    ends = history_ends(sequences, split, stage)
+    target = _first_target(sequences, ends, target_ends(sequences, split, stage), target_actions)
+    row = np.flatnonzero((target >= 0) & (ends > sequences.starts))
+    moments = sequences.event_time[target[row]] if split is None else np.full(len(row), split.of(stage))
+    return _spans(sequences, row, ends[row], moments, length, sequences.item_index[target[row]])
+
+
+def outcome_examples(
+    sequences: Sequences, cutoffs: np.ndarray, horizon_days: float, length: int, actions: np.ndarray | None
+) -> Examples:
+    """Whether something happens within a horizon, asked of every user with history at each of several cutoffs.
+
+    Args:
+        sequences: of a bucket.
+        cutoffs: [C] moments, microseconds since 1970 UTC.
+        horizon_days: the outcome is 1 if a wanted event lies in [cutoff, cutoff + horizon).
+        length: most events a span may hold.
+        actions: action indices that count; None: any event.
+    """
+    wanted = np.ones(len(sequences.action_index), bool)
+    if actions is not None:
+        wanted = np.isin(sequences.action_index, actions)
+    counted = np.concatenate([[0], np.cumsum(wanted)])
+    parts = []
+    for cutoff in cutoffs.tolist():
+        ends = ends_before(sequences, cutoff)
+        until = ends_before(sequences, cutoff + int(horizon_days * DAY_US))
+        happens = (counted[until] > counted[ends]).astype(np.int32)
+        row = np.flatnonzero(ends > sequences.starts)
+        parts.append(_spans(sequences, row, ends[row], np.full(len(row), cutoff), length, happens[row]))
+    return concatenate(parts)
+
+
+def concatenate(parts: list[Examples]) -> Examples:
+    """Examples of one bucket, one part after the other."""
+    names = ("row", "start", "end", "now", "target")
+    return Examples(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def _first_target(
+    sequences: Sequences, begins: np.ndarray, ends: np.ndarray, target_actions: np.ndarray | None
+) -> np.ndarray:
+    """[U] the first event in [begin, end) with a known item and a wanted action, or -1."""
+    wanted = sequences.item_index >= FIRST_INDEX
+    if target_actions is not None:
+        wanted = wanted & np.isin(sequences.action_index, target_actions)
+    places = np.append(np.flatnonzero(wanted), np.iinfo(np.int64).max)
+    first = places[np.searchsorted(places, begins)]
+    return np.where(first < ends, first, -1)
+
+
+def _spans(
+    sequences: Sequences, row: np.ndarray, ends: np.ndarray, moments: np.ndarray, length: int, target: np.ndarray
+) -> Examples:
+    start = np.maximum(ends - length, sequences.starts[row])
+    return Examples(row=row, start=start, end=ends, now=moments, target=target.astype(np.int32))

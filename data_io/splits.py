@@ -1,0 +1,107 @@
+"""Splits: where a user's history ends and targets begin.
+
+By time: training history lies strictly before the validation cutoff, validation history strictly before the test
+cutoff's targets, and no event at or after a cutoff enters a history. Leave-one-out exists to hold results against
+papers: it leaks time between users, as theirs do.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+
+from data_io.config import LeaveOneOut, TimeSplit
+from data_io.schema import DataContractError
+from data_io.sequences import Sequences
+
+Stage = Literal["validation", "test"]
+MINUTE_US = 60_000_000
+DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cutoffs:
+    """Moments of a time split, microseconds since 1970 UTC."""
+
+    validation: int
+    test: int
+    end: int
+    """Just after the last event."""
+
+    def of(self, stage: Stage) -> int:
+        """The cutoff at which a stage's targets begin."""
+        return self.validation if stage == "validation" else self.test
+
+    def describe(self) -> dict[str, str]:
+        """The moments as text."""
+        names = ("validation", "test", "end")
+        return {name: datetime.fromtimestamp(getattr(self, name) / 1e6, UTC).isoformat() for name in names}
+
+
+Split = Cutoffs | None
+"""A resolved split: cutoffs in time, or None for leave-one-out."""
+
+
+def resolve_split(settings: TimeSplit | LeaveOneOut, minutes: np.ndarray, counts: np.ndarray) -> Split:
+    """The split of a store, from its settings and its histogram of time.
+
+    Args:
+        settings: shares or explicit cutoffs, or leave-one-out.
+        minutes, counts: as `SequenceStore.read_time_histogram` gives them.
+
+    Raises:
+        DataContractError: a part of the split would hold no event.
+    """
+    if isinstance(settings, LeaveOneOut):
+        return None
+    end = int(minutes[-1] + 1) * MINUTE_US
+    if settings.validation_cutoff_time and settings.test_cutoff_time:
+        validation, test = _micros(settings.validation_cutoff_time), _micros(settings.test_cutoff_time)
+    else:
+        cumulative = np.cumsum(counts) / counts.sum()
+        train_share = 1 - settings.validation_share - settings.test_share
+        validation = _minute_after(minutes, cumulative, train_share)
+        test = _minute_after(minutes, cumulative, 1 - settings.test_share)
+    if not int(minutes[0]) * MINUTE_US < validation < test < end:
+        raise DataContractError(
+            f"the time split is empty on one side: log from {_text(int(minutes[0]) * MINUTE_US)} to {_text(end)}, "
+            f"validation cutoff {_text(validation)}, test cutoff {_text(test)}; set split.validation_cutoff_time and "
+            "split.test_cutoff_time inside the log, or split kind leave_one_out"
+        )
+    return Cutoffs(validation=validation, test=test, end=end)
+
+
+def history_ends(sequences: Sequences, split: Split, stage: Stage) -> np.ndarray:
+    """[U] one past the last event of each user's history at a stage; the target, if any, is the event there."""
+    if split is None:
+        held_out = 2 if stage == "validation" else 1
+        return np.maximum(sequences.ends - held_out, sequences.starts)
+    return ends_before(sequences, split.of(stage))
+
+
+def target_ends(sequences: Sequences, split: Split, stage: Stage) -> np.ndarray:
+    """[U] one past the last event of each user that may be a target of a stage."""
+    if split is None:
+        return np.minimum(history_ends(sequences, split, stage) + 1, sequences.ends)
+    return ends_before(sequences, split.test) if stage == "validation" else sequences.ends
+
+
+def ends_before(sequences: Sequences, cutoff: int) -> np.ndarray:
+    """[U] one past the last event of each user strictly before a moment."""
+    before = np.concatenate([[0], np.cumsum(sequences.event_time < cutoff)])
+    return sequences.starts + before[sequences.ends] - before[sequences.starts]
+
+
+def _minute_after(minutes: np.ndarray, cumulative: np.ndarray, share: float) -> int:
+    """The end of the first minute by which this share of the events has happened."""
+    return int(minutes[min(np.searchsorted(cumulative, share), len(minutes) - 1)] + 1) * MINUTE_US
+
+
+def _micros(moment: datetime) -> int:
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(aware.timestamp() * 1_000_000)
+
+
+def _text(micros: int) -> str:
+    return datetime.fromtimestamp(micros / 1e6, UTC).isoformat()
