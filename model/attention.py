@@ -1,0 +1,58 @@
+"""Attention over a user's events, with rotary positions (Su et al. 2021, "RoFormer", eq. 34).
+
+Positions count from a sequence's first event, and only their differences matter. Invariant: with causal attention a
+state depends on no later event; with either kind on no padding.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_ROTARY_BASE = 10_000.0
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, causal or in both directions."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float, *, causal: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.causal = causal
+        self.dropout = dropout
+        self.project_in = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.project_out = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, states: Tensor, padding_mask: Tensor) -> Tensor:
+        """[B, T, D] from states [B, T, D]; padding_mask [B, T] is True where an event is real."""
+        num_examples, length, hidden_size = states.shape
+        projected = self.project_in(states).view(num_examples, length, 3, self.num_heads, -1)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(
+            rotate(query),
+            rotate(key),
+            value,
+            attn_mask=None if self.causal else _visible(padding_mask),
+            is_causal=self.causal,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.project_out(attended.transpose(1, 2).reshape(num_examples, length, hidden_size))
+
+
+def rotate(vectors: Tensor) -> Tensor:
+    """Turn each pair of channels of [B, H, T, C] vectors by an angle that grows with the position."""
+    length, width = vectors.shape[-2:]
+    frequency = _ROTARY_BASE ** (-torch.arange(0, width, 2, device=vectors.device) / width)
+    angle = torch.arange(length, device=vectors.device)[:, None] * frequency
+    cosine, sine = angle.cos().to(vectors.dtype), angle.sin().to(vectors.dtype)
+    even, odd = vectors[..., 0::2], vectors[..., 1::2]
+    return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2)
+
+
+def _visible(padding_mask: Tensor) -> Tensor:
+    """[B, 1, T, T] which events each event sees: the real ones, and a row of padding its first place.
+
+    Without that place a user with no event would attend to nothing and become not-a-number.
+    """
+    seen = padding_mask.clone()
+    seen[:, 0] |= ~padding_mask.any(dim=1)
+    return seen[:, None, None, :].expand(-1, 1, padding_mask.shape[1], -1)

@@ -1,0 +1,180 @@
+"""Settings of the network and of its training. Light to import: no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from data_io.config import SettingsModel
+
+
+class EncoderSettings(SettingsModel):
+    """The encoder: a pre-norm Transformer over a user's events."""
+
+    hidden_size: int = Field(default=64, ge=4)
+    """Width D of states and item vectors."""
+    num_layers: int = Field(default=2, ge=1)
+    """Transformer blocks."""
+    num_heads: int = Field(default=2, ge=1)
+    """Attention heads; must divide hidden_size into an even width."""
+    sequence_length: int = Field(default=128, ge=2)
+    """Most events of a user the encoder sees: the newest ones."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of activations dropped while training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "EncoderSettings":
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(
+                f"num_heads {self.num_heads} must divide hidden_size {self.hidden_size} into an even width per head "
+                "(rotary positions turn pairs)"
+            )
+        return self
+
+
+class FullSoftmax(SettingsModel):
+    """Cross-entropy over the whole catalogue: exact, and V times D work a position."""
+
+    kind: Literal["full"] = "full"
+    """Discriminator."""
+
+
+class SampledSoftmax(SettingsModel):
+    """Cross-entropy over the target and shared negatives, corrected for how often each is drawn."""
+
+    kind: Literal["sampled"] = "sampled"
+    """Discriminator."""
+    num_uniform: int = Field(default=512, ge=1)
+    """Negatives drawn evenly from the catalogue, per micro-batch."""
+    num_in_batch: int = Field(default=512, ge=0)
+    """Negatives drawn from the targets of the micro-batch, so by popularity."""
+
+
+SoftmaxSettings = Annotated[FullSoftmax | SampledSoftmax, Field(discriminator="kind")]
+
+
+class NextItem(SettingsModel):
+    """Predict each event's item from the events before it (causal attention)."""
+
+    kind: Literal["next_item"] = "next_item"
+    """Discriminator."""
+
+
+class MaskedItem(SettingsModel):
+    """Predict hidden items from the events around them (attention in both directions)."""
+
+    kind: Literal["masked_item"] = "masked_item"
+    """Discriminator."""
+    mask_share: float = Field(default=0.2, gt=0, lt=1)
+    """Share of a window's items that are hidden."""
+
+
+ObjectiveSettings = Annotated[NextItem | MaskedItem, Field(discriminator="kind")]
+
+
+class OptimizerSettings(SettingsModel):
+    """AdamW with linear warm-up and cosine decay to a tenth."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay of matrices; embeddings, norms and biases have none."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Optimizer steps of linear warm-up."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm over all parameters."""
+
+
+class TrainingSettings(SettingsModel):
+    """How long, in what portions and how sharded a network is trained."""
+
+    num_epochs: int = Field(default=10, ge=1)
+    """Most passes over the training examples; early stopping may end sooner."""
+    global_batch_size: int = Field(default=64, ge=1)
+    """Examples of one optimizer step, all workers together."""
+    micro_batch_size: int = Field(default=32, ge=1)
+    """Examples of one forward pass on one worker; the rest is gradient accumulation."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of matrix products; auto: bfloat16 where a CUDA device has it, else float32."""
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between checkpoints besides the one at the end of each epoch; None: only those."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+    patience: int = Field(default=3, ge=1)
+    """Epochs without a better validation metric after which training stops."""
+    num_validation_users: int = Field(default=5_000, ge=1)
+    """Most users in the validation after each epoch, a fixed sample."""
+
+
+class PretrainSettings(SettingsModel):
+    """Self-supervised pretraining."""
+
+    objective: ObjectiveSettings = NextItem()
+    """What is predicted."""
+    softmax: SoftmaxSettings = SampledSoftmax()
+    """The loss over items."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """Learning rate and its schedule."""
+    training: TrainingSettings = TrainingSettings()
+    """Length, batch and sharding."""
+
+
+class NextItemTask(SettingsModel):
+    """Go on predicting items, on wanted actions only if split by target_actions."""
+
+    kind: Literal["next_item"] = "next_item"
+    """Discriminator."""
+    softmax: SoftmaxSettings = SampledSoftmax()
+    """The loss over items."""
+
+
+class OutcomeTask(SettingsModel):
+    """Whether a user has a wanted event within a horizon after a moment."""
+
+    kind: Literal["outcome"] = "outcome"
+    """Discriminator."""
+    horizon_days: float = Field(default=7.0, gt=0)
+    """The outcome is 1 if a wanted event falls within this many days."""
+    actions: list[str] | None = None
+    """Actions that count; None: any event, so that 1 minus the score is the probability of churn."""
+    num_cutoffs: int = Field(default=8, ge=1)
+    """Moments, one horizon apart and ending at the validation cutoff, at which training users are asked."""
+
+
+class FrozenEncoder(SettingsModel):
+    """Train the head alone."""
+
+    kind: Literal["frozen"] = "frozen"
+    """Discriminator."""
+
+
+class TopLayers(SettingsModel):
+    """Train the head, the readout and the last blocks."""
+
+    kind: Literal["top"] = "top"
+    """Discriminator."""
+    num_layers: int = Field(default=1, ge=1)
+    """Blocks that are free, counted from the output."""
+
+
+class FullEncoder(SettingsModel):
+    """Train everything."""
+
+    kind: Literal["full"] = "full"
+    """Discriminator."""
+
+
+class FinetuneSettings(SettingsModel):
+    """Supervised fine-tuning of a pretrained encoder."""
+
+    name: str = Field(default="purchase", pattern=r"^[a-z0-9_]+$")
+    """Name of the task: its folder under RUN_DIR/tasks and its column in the scores."""
+    task: Annotated[NextItemTask | OutcomeTask, Field(discriminator="kind")] = OutcomeTask()
+    """What is learned."""
+    trainable: Annotated[FrozenEncoder | TopLayers | FullEncoder, Field(discriminator="kind")] = TopLayers()
+    """Which part of the encoder learns with it."""
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-4, warmup_steps=20)
+    """Learning rate and its schedule."""
+    training: TrainingSettings = TrainingSettings(num_epochs=4, global_batch_size=256, micro_batch_size=128)
+    """Length, batch and sharding."""

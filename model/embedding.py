@@ -1,0 +1,52 @@
+"""Embeddings: from indices to vectors, and from states to scores of items.
+
+Every access to the item table goes through ItemTable.forward, because under ZeRO-3 a parameter exists only while the
+module that owns it runs. Invariant: the padding row is zero and never receives gradient.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data_io.batch import NUM_TIME_BUCKETS
+from data_io.schema import FIRST_INDEX, PADDING_INDEX
+
+
+class ItemTable(nn.Module):
+    """The table of item vectors, input and output of the network at once."""
+
+    def __init__(self, vocabulary_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocabulary_size, hidden_size))
+
+    def forward(self, item_index: Tensor | None = None, states: Tensor | None = None) -> Tensor:
+        """Vectors [..., D] of items; or, given states [..., D], scores [..., V] of all items.
+
+        Padding and unknown score minus infinity: they are never recommended.
+        """
+        if item_index is not None:
+            return F.embedding(item_index, self.weight, padding_idx=PADDING_INDEX)
+        if states is None:
+            raise ValueError("ItemTable needs item_index or states")
+        scores = F.linear(states, self.weight).float()
+        unreal = torch.arange(scores.shape[-1], device=scores.device) < FIRST_INDEX
+        return scores.masked_fill(unreal, float("-inf"))
+
+
+class EventEmbedding(nn.Module):
+    """What happened (action), how long after the event before (gap), to what: one vector an event."""
+
+    def __init__(self, hidden_size: int, num_actions: int, dropout: float) -> None:
+        super().__init__()
+        self.action = nn.Embedding(num_actions, hidden_size, padding_idx=PADDING_INDEX)
+        self.gap = nn.Embedding(NUM_TIME_BUCKETS, hidden_size, padding_idx=PADDING_INDEX)
+        self.mask = nn.Embedding(1, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, items: Tensor, action_index: Tensor, gap: Tensor, hidden: Tensor | None) -> Tensor:
+        """Event vectors [B, T, D] from item vectors [B, T, D]; where `hidden` [B, T], item and action are masked."""
+        vectors = items + self.action(action_index)
+        if hidden is not None:
+            mask = self.mask(torch.zeros_like(action_index))
+            vectors = torch.where(hidden[..., None], mask, vectors)
+        return self.dropout(vectors + self.gap(gap))

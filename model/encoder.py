@@ -1,0 +1,161 @@
+"""The encoder: a user's events in, a state at each event and a vector of the user out.
+
+Saved and loaded as a Hugging Face folder. The readout looks at a state together with the time elapsed until the moment
+of prediction, so that a basket's next line and next week's visit are different questions. Invariant: a user's vector
+does not depend on padding or on the other users of a batch.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, NUM_TIME_BUCKETS, PADDING_MASK
+from model.embedding import EventEmbedding, ItemTable
+from model.transformer import FeedForward, TransformerBlock
+
+INITIAL_STD = 0.02
+
+TensorBatch = dict[str, Tensor]
+
+
+class ClickformerConfig(PreTrainedConfig):
+    """Everything the network's shape depends on."""
+
+    model_type = "clickformer"
+
+    def __init__(
+        self,
+        vocabulary_size: int = 2,
+        num_actions: int = 2,
+        hidden_size: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 2,
+        sequence_length: int = 128,
+        dropout: float = 0.2,
+        attention: Literal["causal", "bidirectional"] = "causal",
+        num_features: int = 0,
+        **kwargs: Any,  # Hugging Face's own fields, which it passes on when it loads config.json
+    ) -> None:
+        self.vocabulary_size = vocabulary_size
+        self.num_actions = num_actions
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.sequence_length = sequence_length
+        self.dropout = dropout
+        self.attention = attention
+        self.num_features = num_features
+        super().__init__(**kwargs)
+
+
+class Readout(nn.Module):
+    """A state and the time elapsed since its event, turned into a vector that can be held against items."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.elapsed = nn.Embedding(NUM_TIME_BUCKETS, hidden_size, padding_idx=0)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.feed_forward = FeedForward(hidden_size)
+        self.output_norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, states: Tensor, elapsed: Tensor) -> Tensor:
+        """[..., D] from states [..., D] and time buckets [...]."""
+        states = states + self.elapsed(elapsed)
+        return self.output_norm(states + self.feed_forward(self.norm(states)))
+
+
+class ClickformerPreTrainedModel(PreTrainedModel):
+    """What all our models share: their config and how fresh weights are drawn."""
+
+    config_class = ClickformerConfig
+    base_model_prefix = "encoder"
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding | ItemTable):
+            nn.init.normal_(module.weight, std=INITIAL_STD)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        if isinstance(module, ItemTable) or (isinstance(module, nn.Embedding) and module.padding_idx is not None):
+            _zero_padding_row(module.weight)
+
+
+class ClickformerEncoder(ClickformerPreTrainedModel):
+    """Transformer encoder of behaviour sequences."""
+
+    def __init__(self, config: ClickformerConfig) -> None:
+        super().__init__(config)
+        causal = config.attention == "causal"
+        self.item_table = ItemTable(config.vocabulary_size, config.hidden_size)
+        self.event_embedding = EventEmbedding(config.hidden_size, config.num_actions, config.dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config.hidden_size, config.num_heads, config.dropout, causal=causal)
+            for _ in range(config.num_layers)
+        )
+        self.readout = Readout(config.hidden_size)
+        self.post_init()
+
+    def forward(
+        self,
+        item_index: Tensor,
+        action_index: Tensor,
+        gap: Tensor,
+        elapsed: Tensor,
+        padding_mask: Tensor,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """A state [B, T, D] at every event, to be held against item vectors.
+
+        Args:
+            item_index, action_index, gap, elapsed, padding_mask: [B, T], see `data_io.batch`.
+            hidden: [B, T] True where item and action are to be guessed (masked-item training).
+        """
+        vectors = self.event_embedding(self.item_table(item_index), action_index, gap, hidden)
+        for block in self.blocks:
+            vectors = block(vectors, padding_mask)
+        return self.readout(vectors, elapsed)
+
+    def user_states(self, batch: TensorBatch) -> Tensor:
+        """[B, D] the vector of each user at the moment of prediction."""
+        lengths = batch[PADDING_MASK].sum(dim=1)
+        if self.config.attention == "causal":
+            place = (lengths - 1).clamp(min=0)
+            states = self(**event_inputs(batch))
+        else:
+            place = lengths
+            states = self(**_with_question(event_inputs(batch), lengths))
+        return states[torch.arange(len(place), device=place.device), place]
+
+
+def event_inputs(batch: TensorBatch) -> TensorBatch:
+    """The tensors of a batch that the encoder takes."""
+    return {name: batch[name] for name in (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED, PADDING_MASK)}
+
+
+def _with_question(inputs: TensorBatch, lengths: Tensor) -> TensorBatch:
+    """The inputs with one hidden event after each user's last, at the moment of prediction."""
+    padded = {name: F.pad(tensor, (0, 1)) for name, tensor in inputs.items()}
+    row = torch.arange(len(lengths), device=lengths.device)
+    last = (lengths - 1).clamp(min=0)
+    padded[GAP][row, lengths] = padded[ELAPSED][row, last]
+    padded[ELAPSED][row, lengths] = 1
+    padded[PADDING_MASK][row, lengths] = True
+    hidden = torch.zeros_like(padded[PADDING_MASK])
+    hidden[row, lengths] = True
+    return padded | {"hidden": hidden}
+
+
+def _zero_padding_row(weight: nn.Parameter) -> None:
+    """Zero row 0 of a table; under ZeRO-3 initialisation the table is gathered by transformers first."""
+    weight[0].zero_()
+
+
+AutoConfig.register("clickformer", ClickformerConfig)
+AutoModel.register(ClickformerConfig, ClickformerEncoder)

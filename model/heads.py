@@ -1,0 +1,75 @@
+"""Heads: what is asked of a pretrained encoder besides items.
+
+A head reads the user's vector and the counts of the whole history, since the encoder sees only the newest events.
+Invariant: a folder with a head loads with `from_pretrained` alone.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from data_io.batch import FEATURES
+from model.config import FrozenEncoder, FullEncoder, TopLayers
+from model.encoder import ClickformerConfig, ClickformerEncoder, ClickformerPreTrainedModel, TensorBatch
+
+
+class OutcomeHead(nn.Module):
+    """Logit of a binary outcome from a user's vector and standardised features."""
+
+    def __init__(self, hidden_size: int, num_features: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("feature_mean", torch.zeros(num_features))
+        self.register_buffer("feature_std", torch.ones(num_features))
+        self.linear = nn.Linear(num_features, 1)
+        self.deep = nn.Sequential(
+            nn.Linear(hidden_size + num_features, hidden_size),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_size, 1),
+        )
+
+    def set_scale(self, mean: Tensor, std: Tensor) -> None:
+        """Fix the features' mean and spread [F], taken from training examples."""
+        self.feature_mean = mean.float()
+        self.feature_std = std.float().clamp(min=1e-6)
+
+    def forward(self, users: Tensor, features: Tensor) -> Tensor:
+        """Logits [B] from user vectors [B, D] and features [B, F]."""
+        scaled = (features - self.feature_mean) / self.feature_std
+        return (self.linear(scaled) + self.deep(torch.cat([users, scaled], dim=1))).squeeze(1)
+
+
+class ClickformerForOutcome(ClickformerPreTrainedModel):
+    """An encoder with a head for one binary outcome."""
+
+    def __init__(self, config: ClickformerConfig) -> None:
+        super().__init__(config)
+        self.encoder = ClickformerEncoder(config)
+        self.head = OutcomeHead(config.hidden_size, config.num_features, config.dropout)
+        self.post_init()
+
+    def forward(self, batch: TensorBatch) -> Tensor:
+        """Logits [B] of the outcome."""
+        return self.head(self.encoder.user_states(batch), batch[FEATURES])
+
+
+def free_parameters(encoder: ClickformerEncoder, trainable: FrozenEncoder | TopLayers | FullEncoder) -> None:
+    """Mark which of the encoder's parameters learn.
+
+    Raises:
+        ValueError: more free blocks are asked for than there are.
+    """
+    match trainable:
+        case FullEncoder():
+            encoder.requires_grad_(True)
+        case FrozenEncoder():
+            encoder.requires_grad_(False)
+        case TopLayers(num_layers=num_layers):
+            if num_layers > len(encoder.blocks):
+                raise ValueError(
+                    f"finetune.trainable.num_layers is {num_layers}, but the encoder has {len(encoder.blocks)} blocks"
+                )
+            encoder.requires_grad_(False)
+            encoder.readout.requires_grad_(True)
+            for block in list(encoder.blocks)[-num_layers:]:
+                block.requires_grad_(True)
+

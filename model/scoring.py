@@ -1,0 +1,47 @@
+"""Scoring: vectors, item scores and task scores of batches of users, without gradients."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_io.batch import FEATURES, Batch, collate
+from data_io.examples import Examples
+from data_io.features import history_features, scale_features
+from data_io.sequences import Sequences
+from model.encoder import ClickformerEncoder
+from model.engine import to_tensors
+from model.heads import ClickformerForOutcome
+
+
+def iter_batches(sequences: Sequences, examples: Examples, batch_size: int) -> Iterator[tuple[Examples, Batch]]:
+    """Examples in order, batch_size at a time, each part with its batch."""
+    for first in range(0, len(examples), batch_size):
+        part = examples.take(np.arange(first, min(first + batch_size, len(examples))))
+        yield part, collate(sequences, part)
+
+
+@torch.inference_mode()
+def user_vectors(encoder: ClickformerEncoder, batch: Batch) -> Tensor:
+    """[B, D] vectors of users at their moment of prediction, on the encoder's device."""
+    return encoder.user_states(to_tensors(batch, encoder.device)).float()
+
+
+@torch.inference_mode()
+def item_scores(encoder: ClickformerEncoder, users: Tensor) -> Tensor:
+    """[B, V] scores of all items; padding and unknown are minus infinity."""
+    return encoder.item_table(states=users)
+
+
+@torch.inference_mode()
+def outcome_probabilities(
+    model: ClickformerForOutcome, sequences: Sequences, examples: Examples, batch_size: int
+) -> np.ndarray:
+    """[N] probabilities of a task's outcome."""
+    parts = [np.zeros(0, np.float32)]
+    for part, batch in iter_batches(sequences, examples, batch_size):
+        features = scale_features(history_features(sequences, part))
+        logits = model(to_tensors(batch | {FEATURES: features}, model.device))
+        parts.append(torch.sigmoid(logits.float()).cpu().numpy())
+    return np.concatenate(parts)
