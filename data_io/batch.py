@@ -53,7 +53,7 @@ def collate(sequences: Sequences, examples: Examples) -> Batch:
     real = places < examples.end[:, None]
     places = np.where(real, places, 0)
     if not len(sequences.item_index):
-        return _padding_only(len(examples))
+        return padding_batch(len(examples))
     is_first = places == sequences.starts[examples.row][:, None]
     previous = np.where(is_first, places, places - 1)
     time = sequences.event_time
@@ -83,7 +83,20 @@ def shifted_targets(sequences: Sequences, examples: Examples, target_actions: np
     return np.where(wanted, target, PADDING_INDEX)
 
 
-def _padding_only(num_examples: int) -> Batch:
+def merge_batches(batches: list[Batch]) -> Batch:
+    """One batch of several (at least one), padded to the longest."""
+    length = max(batch[ITEM_INDEX].shape[1] for batch in batches)
+    return {name: np.concatenate([_widen(name, batch[name], length) for batch in batches]) for name in batches[0]}
+
+
+def _widen(name: str, array: np.ndarray, length: int) -> np.ndarray:
+    if name in (OUTCOME, FEATURES):
+        return array
+    return np.pad(array, ((0, 0), (0, length - array.shape[1])))
+
+
+def padding_batch(num_examples: int) -> Batch:
+    """A batch without a single real event."""
     zeros = np.zeros((num_examples, 1), np.int64)
     names = (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED)
     return {name: zeros for name in names} | {PADDING_MASK: zeros.astype(bool)}

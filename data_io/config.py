@@ -9,6 +9,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+class SettingsError(ValueError):
+    """Settings that cannot work; the message names the setting, the value, the rule and the remedy."""
+
+
 class SettingsModel(BaseModel):
     """Base of all settings: frozen, typo-proof, documented by docstrings."""
 
@@ -78,7 +82,7 @@ class TimeSplit(SettingsModel):
     """History and targets parted by moments in time, the same for all users."""
 
     kind: Literal["time"] = "time"
-    """Discriminator."""
+    """Which variant this is; another is chosen in the settings file."""
     validation_share: float = Field(default=0.15, gt=0, lt=1)
     """Share of events, by time, between the validation and the test cutoff; unused with explicit cutoffs."""
     test_share: float = Field(default=0.15, gt=0, lt=1)
@@ -104,7 +108,7 @@ class LeaveOneOut(SettingsModel):
     """The last event of each user is the test target, the one before it the validation target."""
 
     kind: Literal["leave_one_out"] = "leave_one_out"
-    """Discriminator."""
+    """Which variant this is; another is chosen in the settings file."""
 
 
 SplitSettings = Annotated[TimeSplit | LeaveOneOut, Field(discriminator="kind")]

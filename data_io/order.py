@@ -5,6 +5,7 @@ timing; every rank takes the same number of steps, and each example of the epoch
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -33,32 +34,35 @@ class EpochOrder:
         """Optimizer steps of the epoch; the last may hold fewer examples."""
         return -(-int(self.counts.sum()) // self.global_batch_size)
 
-    def bucket_order(self) -> np.ndarray:
+    def micro_batch(self, step: int, place: int, size: int) -> list[BucketSlice]:
+        """The examples of one micro-batch, a part for each bucket it touches.
+
+        The global batch of a step is the `size` examples from step * global_batch_size + place * size on, for
+        place = 0, 1, ..., so it is the same for any number of workers; at the end of an epoch the last micro-batches
+        may be short or empty.
+        """
+        first = step * self.global_batch_size + place * size
+        return self._slices(first, min(first + size, int(self.counts.sum())))
+
+    def _slices(self, first: int, last: int) -> list[BucketSlice]:
+        found: list[BucketSlice] = []
+        while first < last:
+            place = int(np.searchsorted(self._ends, first, side="right"))
+            bucket = int(self._order[place])
+            begin = int(self._ends[place] - self.counts[bucket])
+            stop = min(last, int(self._ends[place]))
+            found.append(BucketSlice(bucket, self._permutation(bucket)[first - begin : stop - begin]))
+            first = stop
+        return found
+
+    @cached_property
+    def _order(self) -> np.ndarray:
         """The buckets in the order they are read."""
         return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.counts))
 
-    def step_slices(self, step: int, rank: int, world_size: int) -> list[BucketSlice]:
-        """The examples one rank trains on in one step, at most two parts a bucket boundary.
-
-        The global batch is cut into world_size contiguous parts of equal size, so the batch is the same for any number
-        of workers; in the last step of an epoch parts may be short or empty.
-        """
-        part = self.global_batch_size // world_size
-        first = step * self.global_batch_size + rank * part
-        return self._slices(first, min(first + part, int(self.counts.sum())))
-
-    def _slices(self, first: int, last: int) -> list[BucketSlice]:
-        order = self.bucket_order()
-        ends = np.cumsum(self.counts[order])
-        found: list[BucketSlice] = []
-        while first < last:
-            place = int(np.searchsorted(ends, first, side="right"))
-            begin = int(ends[place] - self.counts[order[place]])
-            stop = min(last, int(ends[place]))
-            permutation = self._permutation(int(order[place]))
-            found.append(BucketSlice(int(order[place]), permutation[first - begin : stop - begin]))
-            first = stop
-        return found
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.counts[self._order])
 
     def _permutation(self, bucket: int) -> np.ndarray:
         return np.random.default_rng([self.seed, self.epoch, bucket]).permutation(int(self.counts[bucket]))

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from data_io.config import SettingsError
 from data_io.schema import DataContractError
 
 S3_SCHEME = "s3://"
@@ -61,12 +62,12 @@ def locate(url: str) -> Location:
     """The file system of a URL and the path in it.
 
     Raises:
-        ValueError: the URL has a scheme that is not supported.
+        SettingsError: the URL has a scheme that is not supported.
     """
     if is_remote(url):
         return Location(_s3_filesystem(), url.removeprefix(S3_SCHEME))
     if "://" in url:
-        raise ValueError(f"{url}: only local paths and s3:// URLs are supported")
+        raise SettingsError(f"{url}: only local paths and s3:// URLs are supported")
     return Location(fs.LocalFileSystem(), absolute(url))
 
 

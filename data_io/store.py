@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from data_io.config import SettingsError
 from data_io import storage
 from data_io.buckets import read_bucket, read_manifest
 from data_io.schema import ACTION_INDEX, COUNT, EVENT_TIME, FIRST_INDEX, ITEM_INDEX, USER_ID
@@ -71,13 +72,13 @@ class SequenceStore:
         """Indices of actions by name; None means every action and stays None.
 
         Raises:
-            ValueError: the log has no such action.
+            SettingsError: the log has no such action.
         """
         if names is None:
             return None
         unknown = sorted(set(names) - set(self.actions))
         if unknown:
-            raise ValueError(f"action {unknown[0]} is not in the log; it has {', '.join(self.actions)}")
+            raise SettingsError(f"action {unknown[0]} is not in the log; it has {', '.join(self.actions)}")
         return np.array([self.actions.index(name) + FIRST_INDEX for name in names])
 
     def read_time_histogram(self) -> tuple[np.ndarray, np.ndarray]:

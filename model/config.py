@@ -35,14 +35,14 @@ class FullSoftmax(SettingsModel):
     """Cross-entropy over the whole catalogue: exact, and V times D work a position."""
 
     kind: Literal["full"] = "full"
-    """Discriminator."""
+    """Which variant this is; another is chosen in the settings file."""
 
 
 class SampledSoftmax(SettingsModel):
     """Cross-entropy over the target and shared negatives, corrected for how often each is drawn."""
 
     kind: Literal["sampled"] = "sampled"
-    """Discriminator."""
+    """Which variant this is; another is chosen in the settings file."""
     num_uniform: int = Field(default=512, ge=1)
     """Negatives drawn evenly from the catalogue, per micro-batch."""
     num_in_batch: int = Field(default=512, ge=0)
@@ -56,14 +56,14 @@ class NextItem(SettingsModel):
     """Predict each event's item from the events before it (causal attention)."""
 
     kind: Literal["next_item"] = "next_item"
-    """Discriminator."""
+    """Which variant this is; another is chosen in the settings file."""
 
 
 class MaskedItem(SettingsModel):
     """Predict hidden items from the events around them (attention in both directions)."""
 
     kind: Literal["masked_item"] = "masked_item"
-    """Discriminator."""
+    """Which variant this is; another is chosen in the settings file."""
     mask_share: float = Field(default=0.2, gt=0, lt=1)
     """Share of a window's items that are hidden."""
 
@@ -124,7 +124,7 @@ class NextItemTask(SettingsModel):
     """Go on predicting items, on wanted actions only if split by target_actions."""
 
     kind: Literal["next_item"] = "next_item"
-    """Discriminator."""
+    """Which variant this is; another is chosen in the settings file."""
     softmax: SoftmaxSettings = SampledSoftmax()
     """The loss over items."""
 
@@ -133,7 +133,7 @@ class OutcomeTask(SettingsModel):
     """Whether a user has a wanted event within a horizon after a moment."""
 
     kind: Literal["outcome"] = "outcome"
-    """Discriminator."""
+    """Which variant this is; another is chosen in the settings file."""
     horizon_days: float = Field(default=7.0, gt=0)
     """The outcome is 1 if a wanted event falls within this many days."""
     actions: list[str] | None = None
@@ -146,14 +146,14 @@ class FrozenEncoder(SettingsModel):
     """Train the head alone."""
 
     kind: Literal["frozen"] = "frozen"
-    """Discriminator."""
+    """Which variant this is; another is chosen in the settings file."""
 
 
 class TopLayers(SettingsModel):
     """Train the head, the readout and the last blocks."""
 
     kind: Literal["top"] = "top"
-    """Discriminator."""
+    """Which variant this is; another is chosen in the settings file."""
     num_layers: int = Field(default=1, ge=1)
     """Blocks that are free, counted from the output."""
 
@@ -162,7 +162,7 @@ class FullEncoder(SettingsModel):
     """Train everything."""
 
     kind: Literal["full"] = "full"
-    """Discriminator."""
+    """Which variant this is; another is chosen in the settings file."""
 
 
 class FinetuneSettings(SettingsModel):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from data_io.config import SettingsError
 from data_io.batch import Batch
 from model.config import OptimizerSettings, TrainingSettings
 from model.encoder import TensorBatch
@@ -66,11 +67,11 @@ def accumulation_steps(settings: TrainingSettings, world_size: int) -> int:
     """Micro-batches of one worker in an optimizer step.
 
     Raises:
-        ValueError: the global batch does not divide evenly.
+        SettingsError: the global batch does not divide evenly.
     """
     per_pass = settings.micro_batch_size * world_size
     if settings.global_batch_size % per_pass:
-        raise ValueError(
+        raise SettingsError(
             f"global_batch_size {settings.global_batch_size} must be a multiple of micro_batch_size "
             f"{settings.micro_batch_size} times {world_size} workers"
         )

@@ -7,6 +7,7 @@ Invariant: a folder with a head loads with `from_pretrained` alone.
 import torch
 from torch import Tensor, nn
 
+from data_io.config import SettingsError
 from data_io.batch import FEATURES
 from model.config import FrozenEncoder, FullEncoder, TopLayers
 from model.encoder import ClickformerConfig, ClickformerEncoder, ClickformerPreTrainedModel, TensorBatch
@@ -56,7 +57,7 @@ def free_parameters(encoder: ClickformerEncoder, trainable: FrozenEncoder | TopL
     """Mark which of the encoder's parameters learn.
 
     Raises:
-        ValueError: more free blocks are asked for than there are.
+        SettingsError: more free blocks are asked for than there are.
     """
     match trainable:
         case FullEncoder():
@@ -65,7 +66,7 @@ def free_parameters(encoder: ClickformerEncoder, trainable: FrozenEncoder | TopL
             encoder.requires_grad_(False)
         case TopLayers(num_layers=num_layers):
             if num_layers > len(encoder.blocks):
-                raise ValueError(
+                raise SettingsError(
                     f"finetune.trainable.num_layers is {num_layers}, but the encoder has {len(encoder.blocks)} blocks"
                 )
             encoder.requires_grad_(False)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from data_io.config import SourceName, SourceSettings
+from data_io.config import SettingsError, SourceName, SourceSettings
 from data_io.schema import ACTION, EVENT_TIME, DataContractError, canonical_type, kind_of
 from data_io.storage import absolute, is_remote
 
@@ -32,13 +32,13 @@ def read_source(settings: SourceSettings) -> Iterator[pa.Table]:
     """Tables of events that keep the contract, from the data set the settings name.
 
     Raises:
-        ValueError: no data set is named, a needed path is missing or a given one is of no use.
+        SettingsError: no data set is named, a needed path is missing or a given one is of no use.
         DataContractError: the files are absent or are not those of the data set.
     """
     match settings.name:
         case None:
             names = ", ".join(get_args(SourceName))
-            raise ValueError(
+            raise SettingsError(
                 f"source.name is not set: name one of {names}; a log that already keeps the event contract needs no "
                 "conversion, give it as events.path"
             )
@@ -70,15 +70,15 @@ def read_source(settings: SourceSettings) -> Iterator[pa.Table]:
             from data_io.synthetic import generate_events
 
             if settings.path is not None:
-                raise ValueError(f"source.path is {settings.path}, but source.name: synthetic reads no files; drop it")
+                raise SettingsError(f"source.path is {settings.path}, but source.name: synthetic reads no files; drop it")
             return slice_table(generate_events(settings.synthetic))
 
 
 def _needed_path(settings: SourceSettings) -> Path:
     if settings.path is None:
-        raise ValueError(f"source.path is not set: {settings.name} needs the folder or file of the data set")
+        raise SettingsError(f"source.path is not set: {settings.name} needs the folder or file of the data set")
     if is_remote(settings.path):
-        raise ValueError(f"source.path is {settings.path}: data sets are read from a local disk; download it first")
+        raise SettingsError(f"source.path is {settings.path}: data sets are read from a local disk; download it first")
     return Path(absolute(settings.path))
 
 

@@ -1,0 +1,160 @@
+"""The quality report of a build: what was in the log, what was kept, and why the rest was not.
+
+Invariant: rows read = events kept + rows quarantined + duplicates dropped, checked before a store is published.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from data_io.schema import ACTION, COUNT, EVENT_TIME, ITEM_ID, REASON, DataContractError
+from data_io.splits import MINUTE_US
+from data_io.store import MINUTE
+
+MAX_ACTIONS = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FragmentSurvey:
+    """What one fragment of the log holds; small enough to travel to the driver."""
+
+    num_rows: int
+    reasons: dict[str, int]
+    """Quarantined rows by reason."""
+    items: pl.DataFrame
+    """item_id and count."""
+    actions: dict[str, int]
+    """Events by action."""
+    minutes: pl.DataFrame
+    """minute since 1970 UTC and count."""
+
+
+def survey(good: pa.Table, bad: pa.Table) -> FragmentSurvey:
+    """Count what a fragment holds, from its good and bad rows."""
+    frame = pl.from_arrow(good)
+    assert isinstance(frame, pl.DataFrame)
+    minute = (pl.col(EVENT_TIME).dt.epoch("us") // MINUTE_US).alias(MINUTE)
+    return FragmentSurvey(
+        num_rows=good.num_rows + bad.num_rows,
+        reasons=_counts(pl.Series(bad.column(REASON))),
+        items=frame.drop_nulls(ITEM_ID).group_by(ITEM_ID).len(COUNT),
+        actions=_counts(frame[ACTION]),
+        minutes=frame.select(minute).group_by(MINUTE).len(COUNT),
+    )
+
+
+def _counts(values: pl.Series) -> dict[str, int]:
+    table = values.value_counts()
+    return dict(zip(table[table.columns[0]].to_list(), table[table.columns[1]].to_list(), strict=True))
+
+
+@dataclass
+class LogSurvey:
+    """The surveys of all fragments, added up."""
+
+    num_rows: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    actions: Counter[str] = field(default_factory=Counter)
+    _items: list[pl.DataFrame] = field(default_factory=list)
+    _minutes: list[pl.DataFrame] = field(default_factory=list)
+
+    def add(self, part: FragmentSurvey) -> None:
+        """Count a fragment in."""
+        self.num_rows += part.num_rows
+        self.reasons.update(part.reasons)
+        self.actions.update(part.actions)
+        self._items = _merge([*self._items, part.items], ITEM_ID)
+        self._minutes = _merge([*self._minutes, part.minutes], MINUTE)
+
+    @property
+    def num_bad(self) -> int:
+        """Quarantined rows."""
+        return sum(self.reasons.values())
+
+    @property
+    def items(self) -> pl.DataFrame:
+        """item_id and count of the whole log."""
+        return _total(self._items, ITEM_ID)
+
+    @property
+    def minutes(self) -> pl.DataFrame:
+        """minute and count of the whole log."""
+        return _total(self._minutes, MINUTE)
+
+    def check(self, url: str, max_bad_share: float) -> None:
+        """Fail where a build would be of no use.
+
+        Raises:
+            DataContractError: too many bad rows, none good, or so many actions that the column must be another one.
+        """
+        share = self.num_bad / max(self.num_rows, 1)
+        if self.num_bad == self.num_rows:
+            raise DataContractError(f"{url}: all {self.num_rows:,} rows are bad ({self.describe_reasons()})")
+        if share > max_bad_share:
+            raise DataContractError(
+                f"{url}: {share:.2%} of rows are bad ({self.describe_reasons()}), more than events.max_bad_share "
+                f"{max_bad_share:.2%}; see the quarantine folder of the store, mend the log or raise the share"
+            )
+        if len(self.actions) > MAX_ACTIONS:
+            raise DataContractError(
+                f"{url}: {len(self.actions):,} different actions, more than {MAX_ACTIONS:,}; map the right column "
+                "with events.columns"
+            )
+
+    def describe_reasons(self) -> str:
+        """Reasons of quarantine with their counts."""
+        return ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.most_common())
+
+
+def _merge(parts: list[pl.DataFrame], key: str) -> list[pl.DataFrame]:
+    """Add up tables once they have grown past the total before them, so that memory stays near the final size."""
+    if sum(part.height for part in parts[1:]) > max(parts[0].height, 1_000_000):
+        return [_total(parts, key)]
+    return parts
+
+
+def _total(parts: list[pl.DataFrame], key: str) -> pl.DataFrame:
+    return pl.concat(parts).group_by(key).agg(pl.col(COUNT).sum())
+
+
+def quality_report(log: LogSurvey, marks: list[dict[str, Any]], vocabulary_size: int) -> dict[str, Any]:
+    """The report as JSON content.
+
+    Raises:
+        DataContractError: rows were lost or doubled between log and store.
+    """
+    kept = sum(mark["num_events"] for mark in marks)
+    duplicates = sum(mark["num_duplicates"] for mark in marks)
+    if log.num_rows != kept + log.num_bad + duplicates:
+        raise DataContractError(
+            f"row conservation broken: {log.num_rows:,} rows read, {kept:,} kept, {log.num_bad:,} quarantined, "
+            f"{duplicates:,} duplicates; nothing was published"
+        )
+    minutes = log.minutes.sort(MINUTE)
+    lengths = np.concatenate([np.zeros(0, np.int64), *(np.asarray(mark["length_deciles"]) for mark in marks)])
+    return {
+        "num_rows": log.num_rows,
+        "num_events": kept,
+        "num_quarantined": log.num_bad,
+        "num_duplicates": duplicates,
+        "num_users": sum(mark["num_users"] for mark in marks),
+        "num_items": vocabulary_size,
+        "reasons": dict(log.reasons.most_common()),
+        "actions": dict(log.actions.most_common()),
+        "first_minute": int(minutes[MINUTE][0]),
+        "last_minute": int(minutes[MINUTE][-1]),
+        "median_events_per_user": float(np.median(lengths)) if len(lengths) else 0.0,
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The identity of row conservation, with numbers."""
+    return (
+        f"{report['num_rows']:,} rows = {report['num_events']:,} kept + {report['num_quarantined']:,} quarantined + "
+        f"{report['num_duplicates']:,} duplicates; {json.dumps(report['reasons'])}"
+    )

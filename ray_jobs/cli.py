@@ -1,0 +1,145 @@
+"""The command line: `clickformer JOB settings.yaml [--section.field value]`.
+
+Reads settings, runs one job, and turns every expected failure into one message and exit code 2. Importing this module
+imports no job, so that --help answers at once.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from pydantic import ValidationError
+
+from data_io.config import SettingsError
+from ray_jobs.config import JOB_SECTIONS, Settings, explain, job_settings_type, read_settings
+
+CONFIGS = Path(__file__).parent / "configs"
+
+JOBS = {
+    "convert": "turn a well-known data set on disk into an event log",
+    "build_sequences": "turn an event log into the sequence store: users in buckets, events in order",
+    "pretrain": "train an encoder on the sequences, without labels",
+    "finetune": "give the encoder a task and train it",
+    "score_users": "write recommendations, task scores and an embedding for every user",
+    "evaluate": "hold the models against what happened next, beside simple baselines",
+    "demo": "all of these in order, on real data: demo [--data synthetic]",
+}
+
+EXPECTED_ERRORS = ("DataContractError", "CheckpointError", "ClusterError", "NonFiniteLossError", "SettingsError")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console command."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        _say(_overview())
+        return
+    if given[0] not in JOBS:
+        _fail(f"unknown job {given[0]}; jobs are {', '.join(JOBS)}")
+    run_job(given[0], given[1:])
+
+
+def run_job(job: str, arguments: Sequence[str] | None = None) -> None:
+    """Run one job with the rest of the command line; `python -m ray_jobs.JOB` does the same."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        settings = parse_settings(job, given)
+        importlib.import_module(f"ray_jobs.{job}").run(settings)
+    except KeyboardInterrupt:
+        _say("interrupted; run the same command again to go on")
+        sys.exit(130)
+    except Exception as error:  # every expected failure becomes one line; any other is raised again as it is
+        expected = find_expected(error)
+        if expected is None:
+            raise
+        _fail(str(expected))
+
+
+def parse_settings(job: str, arguments: list[str]) -> Settings:
+    """The settings of a job: its file, then what the command line overrides.
+
+    Raises:
+        SettingsError: a file or setting is wrong.
+    """
+    path, overrides = _settings_file(job, arguments)
+    base = read_settings(path)
+    sections = job_settings_type(job)
+    default = sections.model_validate({name: getattr(base, name) for name in JOB_SECTIONS[job]})
+    try:
+        chosen = tyro.cli(
+            sections,
+            args=overrides,
+            default=default,
+            prog=f"clickformer {job} SETTINGS.yaml",
+            description=f"{JOBS[job][0].upper()}{JOBS[job][1:]}.",
+            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        )
+        return Settings.model_validate(base.model_dump() | chosen.model_dump())
+    except ValidationError as error:
+        raise SettingsError(explain(error)) from None
+
+
+def _settings_file(job: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    if job == "demo":
+        return _demo_file(arguments)
+    if any(argument in ("-h", "--help") for argument in arguments):
+        return None, arguments
+    raise SettingsError(f"no settings file; try: clickformer {job} {CONFIGS / 'complete_journey.yaml'}")
+
+
+def _demo_file(arguments: list[str]) -> tuple[str, list[str]]:
+    data, rest = "complete_journey", arguments
+    if arguments[:1] == ["--data"]:
+        data, rest = (arguments[1] if len(arguments) > 1 else ""), arguments[2:]
+    path = CONFIGS / f"{data}.yaml"
+    if data not in ("complete_journey", "synthetic"):
+        raise SettingsError(f"demo --data {data}: choose complete_journey or synthetic")
+    return str(path), rest
+
+
+def find_expected(error: BaseException | None) -> BaseException | None:
+    """The expected failure behind an exception, through what Ray wraps around it; None for a bug."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "cause", None) or error.__cause__
+        for failure in getattr(error, "worker_failures", {}).values():
+            inner = inner or failure
+        if type(error).__name__ in EXPECTED_ERRORS and not hasattr(error, "as_instanceof_cause"):
+            return error
+        error = inner if isinstance(inner, BaseException) else None
+    return None
+
+
+def _overview() -> str:
+    lines = [f"  {name:<16} {meaning}" for name, meaning in JOBS.items()]
+    return "\n".join(
+        [
+            "usage: clickformer JOB SETTINGS.yaml [--section.field value ...]",
+            "",
+            "Train Transformers on shop behaviour logs and score every user.",
+            "",
+            "jobs, in the order of the road:",
+            *lines,
+            "",
+            "clickformer JOB --help shows every setting of a job. Shipped settings files:",
+            *(f"  {path}" for path in sorted(CONFIGS.glob("*.yaml"))),
+        ]
+    )
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"clickformer: {message}\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Settings of a run: the sections of all packages in one file, and the rules between them.
+
+One YAML file serves every job of a run; a job reads the sections it lists in `JOB_SECTIONS` and offers only those on
+its command line. Light to import: no torch, no Ray.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, create_model, model_validator
+
+from cluster.config import ClusterSettings
+from data_io.config import EventSettings, LeaveOneOut, SettingsError, SettingsModel, SourceSettings, SplitSettings, StoreSettings, TimeSplit
+from model.config import EncoderSettings, FinetuneSettings, OutcomeTask, PretrainSettings, TrainingSettings
+
+
+class ScoringSettings(SettingsModel):
+    """What is written for every user."""
+
+    k: int = Field(default=20, ge=1)
+    """Items recommended to each user."""
+    exclude_seen: bool = False
+    """Never recommend an item of the user's own history."""
+    recommender: str = "encoder"
+    """Model that recommends and embeds: encoder, or the name of a next_item task."""
+    tasks: list[str] | None = None
+    """Outcome tasks whose probabilities are written; None: all that are trained."""
+    batch_size: int = Field(default=256, ge=1)
+    """Users encoded and ranked at a time; memory is batch_size times the catalogue times 4 bytes."""
+
+
+class EvaluationSettings(SettingsModel):
+    """How models are held against what happened."""
+
+    ks: tuple[int, ...] = (5, 10, 20)
+    """Cut-offs K of recall, NDCG and MRR."""
+    exclude_seen: bool = False
+    """Leave items of the user's own history out of the ranking; the figures say which."""
+    batch_size: int = Field(default=256, ge=1)
+    """Users ranked at a time."""
+    num_resamples: int = Field(default=1_000, ge=10)
+    """Bootstrap resamples behind each 95 % interval."""
+
+
+class Settings(SettingsModel):
+    """One run, from log to report."""
+
+    run_dir: str = "runs/default"
+    """Folder of the run, local or s3://; every job reads and writes below it."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything drawn at random."""
+    target_actions: list[str] | None = None
+    """Actions whose items are to be predicted, in training and evaluation; None: every action."""
+    source: SourceSettings = SourceSettings()
+    """A well-known data set to convert."""
+    events: EventSettings = EventSettings()
+    """The event log."""
+    store: StoreSettings = StoreSettings()
+    """The sequence store."""
+    split: SplitSettings = TimeSplit()
+    """Where history ends and targets begin."""
+    encoder: EncoderSettings = EncoderSettings()
+    """The network."""
+    pretrain: PretrainSettings = PretrainSettings()
+    """Self-supervised training."""
+    finetune: FinetuneSettings = FinetuneSettings()
+    """Supervised training."""
+    scoring: ScoringSettings = ScoringSettings()
+    """All-user scores."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """The report."""
+    cluster: ClusterSettings = ClusterSettings()
+    """Where it runs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Settings":
+        if isinstance(self.split, LeaveOneOut) and isinstance(self.finetune.task, OutcomeTask):
+            raise ValueError(
+                "finetune.task outcome needs a moment in time, which split leave_one_out has not; use split kind time "
+                "or finetune.task kind next_item"
+            )
+        self._check_batch("pretrain", self.pretrain.training)
+        self._check_batch("finetune", self.finetune.training)
+        return self
+
+    def _check_batch(self, section: str, training: TrainingSettings) -> None:
+        per_pass = training.micro_batch_size * self.cluster.num_workers
+        if training.global_batch_size % per_pass:
+            raise ValueError(
+                f"{section}.training.global_batch_size {training.global_batch_size} must be a multiple of "
+                f"micro_batch_size {training.micro_batch_size} times cluster.num_workers {self.cluster.num_workers}"
+            )
+
+    def place(self, *parts: str) -> str:
+        """The URL of something in the run's folder."""
+        return "/".join((self.run_dir.rstrip("/"), *parts))
+
+    @property
+    def events_url(self) -> str:
+        """Where the event log is."""
+        return self.events.path or self.place("events")
+
+    @property
+    def store_url(self) -> str:
+        """Where the sequence store is."""
+        return self.place("store")
+
+    def model_url(self, name: str) -> str:
+        """Where a model is: the pretrained encoder under that name, any other is a task."""
+        return self.place("encoder") if name == "encoder" else self.place("tasks", name)
+
+
+_MODEL_SECTIONS = ("run_dir", "seed", "target_actions", "split", "cluster")
+
+JOB_SECTIONS: dict[str, tuple[str, ...]] = {
+    "convert": ("run_dir", "source"),
+    "build_sequences": ("run_dir", "events", "store", "cluster"),
+    "pretrain": (*_MODEL_SECTIONS, "encoder", "pretrain"),
+    "finetune": (*_MODEL_SECTIONS, "finetune"),
+    "score_users": ("run_dir", "scoring", "cluster"),
+    "evaluate": (*_MODEL_SECTIONS, "evaluation"),
+    "demo": tuple(Settings.model_fields),
+}
+"""Which sections each job reads; a setting of another section is refused on its command line."""
+
+
+def job_settings_type(job: str) -> type[SettingsModel]:
+    """A settings class with just the sections of one job, for its command line."""
+    fields: dict[str, Any] = {
+        name: (Settings.model_fields[name].rebuild_annotation(), Settings.model_fields[name])
+        for name in JOB_SECTIONS[job]
+    }
+    return create_model("".join(part.title() for part in job.split("_")) + "Settings", __base__=SettingsModel, **fields)
+
+
+def read_settings(path: str | None) -> Settings:
+    """The settings of a YAML file; None gives the defaults.
+
+    Raises:
+        SettingsError: there is no such file, it is not YAML, or a setting is unknown or breaks a rule; the message names
+            the file, the setting, the value and the rule.
+    """
+    if path is None:
+        return Settings()
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such settings file") from None
+    except IsADirectoryError:
+        raise SettingsError(f"{path}: is a folder; give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid YAML ({error})") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path}: expected sections such as events: and encoder:, found {type(content).__name__}")
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        raise SettingsError(f"{path}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error in one line for each broken rule: the setting, the value and the rule."""
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        rule = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown setting {place}{_suggestion(problem['loc'])}")
+        else:
+            found = f" (found {problem['input']!r})" if problem["type"] != "value_error" and place else ""
+            lines.append(f"{place}: {rule}{found}" if place else rule)
+    return "; ".join(lines)
+
+
+def _suggestion(place: tuple[int | str, ...]) -> str:
+    from difflib import get_close_matches
+
+    known = Settings.model_fields
+    for part in place[:-1]:
+        annotation = known[str(part)].annotation if str(part) in known else None
+        known = getattr(annotation, "model_fields", {})
+    close = get_close_matches(str(place[-1]), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}" if known else ""

@@ -1,0 +1,26 @@
+"""The job that gives a pretrained encoder a task and trains it."""
+
+from data_io import storage
+from data_io.buckets import read_manifest
+from ray_jobs.cli import run_job
+from ray_jobs.config import Settings
+from ray_jobs.learning import finetuning
+from ray_jobs.progress import say
+from ray_jobs.training import open_store, train
+
+
+def run(settings: Settings) -> str:
+    """Train the task of a run; returns the URL of its folder."""
+    settings = settings.model_copy(update={"run_dir": storage.absolute(settings.run_dir)})
+    store, split = open_store(settings)
+    name = settings.finetune.name
+    url = settings.model_url(name)
+    learning = finetuning(settings, store, split)
+    inputs = {"store": store.fingerprint, "encoder": read_manifest(settings.model_url("encoder"))["fingerprint"]}
+    train(f"finetune {name}", settings, settings.finetune, learning, url, inputs)
+    say(f"finetune {name}: task model in {url}; next: clickformer score_users")
+    return url
+
+
+if __name__ == "__main__":
+    run_job("finetune")

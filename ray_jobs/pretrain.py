@@ -1,0 +1,22 @@
+"""The job that trains an encoder on the sequences, without labels."""
+
+from data_io import storage
+from ray_jobs.cli import run_job
+from ray_jobs.config import Settings
+from ray_jobs.learning import pretraining
+from ray_jobs.progress import say
+from ray_jobs.training import open_store, train
+
+
+def run(settings: Settings) -> str:
+    """Train the encoder of a run; returns the URL of its folder."""
+    store, split = open_store(settings)
+    url = storage.absolute(settings.model_url("encoder"))
+    inputs = {"store": store.fingerprint, "encoder": settings.encoder.model_dump()}
+    train("pretrain", settings, settings.pretrain, pretraining(settings, store, split), url, inputs)
+    say(f"pretrain: encoder in {url}; next: clickformer finetune, or score_users")
+    return url
+
+
+if __name__ == "__main__":
+    run_job("pretrain")
