@@ -13,8 +13,7 @@ import polars as pl
 import pyarrow as pa
 
 from data_io.schema import ACTION, COUNT, EVENT_TIME, ITEM_ID, REASON, DataContractError
-from data_io.splits import MINUTE_US
-from data_io.store import MINUTE
+from data_io.store import MINUTE, MINUTE_US
 
 MAX_ACTIONS = 1_000
 

@@ -14,9 +14,9 @@ import numpy as np
 from data_io.config import LeaveOneOut, TimeSplit
 from data_io.schema import DataContractError
 from data_io.sequences import Sequences
+from data_io.store import MINUTE_US
 
 Stage = Literal["validation", "test"]
-MINUTE_US = 60_000_000
 DAY_US = 86_400_000_000
 
 

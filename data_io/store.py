@@ -24,6 +24,7 @@ TIME_HISTOGRAM_NAME = "time_histogram.parquet"
 QUALITY_REPORT_NAME = "quality_report.json"
 QUARANTINE = "quarantine"
 MINUTE = "minute"
+MINUTE_US = 60_000_000
 _SEQUENCE_COLUMNS = [USER_ID, ITEM_INDEX, ACTION_INDEX, EVENT_TIME]
 
 
@@ -67,6 +68,11 @@ class SequenceStore:
     def vocabulary(self) -> Vocabulary:
         """The item vocabulary."""
         return read_vocabulary(self.url)
+
+    @property
+    def end_time(self) -> int:
+        """Just after the last event of the log, microseconds since 1970 UTC: the moment users are scored at."""
+        return (int(self.manifest["last_minute"]) + 1) * MINUTE_US
 
     def action_indices(self, names: list[str] | None) -> np.ndarray | None:
         """Indices of actions by name; None means every action and stays None.

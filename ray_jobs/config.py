@@ -5,7 +5,7 @@ its command line. Light to import: no torch, no Ray.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, create_model, model_validator
@@ -22,6 +22,9 @@ class ScoringSettings(SettingsModel):
     """Items recommended to each user."""
     exclude_seen: bool = False
     """Never recommend an item of the user's own history."""
+    as_of: Literal["log_end", "last_event"] = "log_end"
+    """Moment users are recommended to: the end of the log, or each just after the last own event (for logs that know
+    only the order of events)."""
     recommender: str = "encoder"
     """Model that recommends and embeds: encoder, or the name of a next_item task."""
     tasks: list[str] | None = None
@@ -37,6 +40,10 @@ class EvaluationSettings(SettingsModel):
     """Cut-offs K of recall, NDCG and MRR."""
     exclude_seen: bool = False
     """Leave items of the user's own history out of the ranking; the figures say which."""
+    models: list[str] = ["encoder"]
+    """Models whose rankings are measured: encoder, and names of next_item tasks."""
+    tasks: list[str] | None = None
+    """Outcome tasks that are measured; None: all that are trained."""
     batch_size: int = Field(default=256, ge=1)
     """Users ranked at a time."""
     num_resamples: int = Field(default=1_000, ge=10)

@@ -1,0 +1,72 @@
+"""Which models a run has: the pretrained encoder and its tasks, found by their manifests."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from data_io import storage
+from data_io.buckets import read_manifest
+from data_io.config import SettingsError
+from data_io.store import SequenceStore
+from ray_jobs.config import Settings
+from ray_jobs.learning import check_vocabulary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFolder:
+    """A published model, not yet loaded."""
+
+    url: str
+    manifest: dict[str, Any]
+
+    @property
+    def is_outcome(self) -> bool:
+        """Whether it predicts an outcome rather than items."""
+        return self.manifest["kind"] == "outcome"
+
+
+def find_model(settings: Settings, store: SequenceStore, name: str) -> ModelFolder:
+    """The model of that name, checked against the store.
+
+    Raises:
+        DataContractError: it is not trained yet.
+        SettingsError: it was trained on another vocabulary.
+    """
+    url = storage.absolute(settings.model_url(name))
+    manifest = read_manifest(url)
+    check_vocabulary(manifest, store, url)
+    return ModelFolder(url=url, manifest=manifest)
+
+
+def find_recommender(settings: Settings, store: SequenceStore, name: str) -> ModelFolder:
+    """The model of that name, which must rank items.
+
+    Raises:
+        SettingsError: it predicts an outcome.
+    """
+    found = find_model(settings, store, name)
+    if found.is_outcome:
+        raise SettingsError(f"{name} predicts an outcome and cannot rank items; name encoder or a next_item task")
+    return found
+
+
+def find_tasks(settings: Settings, store: SequenceStore, names: list[str] | None) -> dict[str, ModelFolder]:
+    """Outcome models by name; None finds all that are published.
+
+    Raises:
+        SettingsError: a named task ranks items.
+    """
+    folders = storage.list_folders(storage.absolute(settings.place("tasks"))) if names is None else names
+    if names is None:
+        done = (name for name in folders if not name.endswith(".work"))
+        published = [name for name in done if _is_published(settings, name)]
+        found = {name: find_model(settings, store, name) for name in published}
+        return {name: folder for name, folder in found.items() if folder.is_outcome}
+    found = {name: find_model(settings, store, name) for name in folders}
+    for name, folder in found.items():
+        if not folder.is_outcome:
+            raise SettingsError(f"task {name} ranks items and has no probability; name it as scoring.recommender")
+    return found
+
+
+def _is_published(settings: Settings, name: str) -> bool:
+    return storage.exists(storage.join(storage.absolute(settings.model_url(name)), "_MANIFEST.json"))

@@ -1,0 +1,104 @@
+"""The report page: one self-contained HTML file with the figures and their plots."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from data_io import storage
+
+_TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+_MODEL_COLOUR, _BASELINE_COLOUR = "#2563eb", "#9ca3af"
+_BASELINES = ("popularity", "own_history")
+
+mpl.use("svg")
+mpl.rcParams["svg.hashsalt"] = "clickformer"
+
+
+def write_report(url: str, report: dict[str, Any]) -> None:
+    """Write the page of a report (see `ray_jobs.evaluate`) as one file."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(_TEMPLATE.read_text())
+    plots = {"ranking": plot_ranking(report["next_item"]), "recall": plot_recall(report["next_item"])}
+    tasks = {name: [plot_roc(figures), plot_calibration(figures)] for name, figures in report["outcomes"].items()}
+    page = template.render(report=report, plots=plots, task_plots=tasks)
+    storage.write_bytes(url, page.encode())
+
+
+def plot_ranking(figures: dict[str, Any]) -> str:
+    """Bars of the headline metric with intervals, as SVG."""
+    figure, axes = _figure()
+    metric = figures["headline"]
+    for place, (name, metrics) in enumerate(figures["rankers"].items()):
+        value = metrics[metric]
+        error = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
+        axes.barh(place, value["value"], xerr=error, color=_colour(name), capsize=3)
+        axes.text(value["high"], place, f" {value['value']:.4f}", va="center")
+    axes.set_yticks(range(len(figures["rankers"])), list(figures["rankers"]))
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set_xlabel(f"{metric}, with 95 % interval")
+    return _svg(figure)
+
+
+def plot_recall(figures: dict[str, Any]) -> str:
+    """Recall over K for every ranker, as SVG."""
+    figure, axes = _figure()
+    for name, metrics in figures["rankers"].items():
+        points = sorted(
+            (int(metric.rsplit("_", 1)[1]), value["value"])
+            for metric, value in metrics.items()
+            if metric.startswith("recall")
+        )
+        style = "--" if name == "own_history" else "-"
+        axes.plot(*zip(*points, strict=True), marker="o", linestyle=style, color=_colour(name), label=name)
+    axes.set_xlabel("K")
+    axes.set_ylabel("recall at K")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return _svg(figure)
+
+
+def plot_roc(figures: dict[str, Any]) -> str:
+    """ROC curves of the model and the best single feature, as SVG."""
+    figure, axes = _figure()
+    axes.plot(*zip(*figures["curve"], strict=True), color=_MODEL_COLOUR, label=f"model {figures['auc']['value']:.3f}")
+    feature = figures["best_feature"]
+    label = f"{feature['name']} {feature['auc']['value']:.3f}"
+    axes.plot(*zip(*figures["feature_curve"], strict=True), color=_BASELINE_COLOUR, label=label)
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("true positive rate")
+    axes.legend(title="AUC")
+    return _svg(figure)
+
+
+def plot_calibration(figures: dict[str, Any]) -> str:
+    """Observed rate over predicted probability in tenths of the users, as SVG."""
+    figure, axes = _figure()
+    bins = figures["calibration"]
+    axes.plot([0, 1], [0, 1], color=_BASELINE_COLOUR, linestyle="--")
+    axes.plot([b["predicted"] for b in bins], [b["observed"] for b in bins], marker="o", color=_MODEL_COLOUR)
+    axes.set_xlabel("predicted probability")
+    axes.set_ylabel("observed rate")
+    return _svg(figure)
+
+
+def _colour(name: str) -> str:
+    return _BASELINE_COLOUR if name in _BASELINES else _MODEL_COLOUR
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
