@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_io.schema import FIRST_INDEX
+from data_io.schema import PADDING_INDEX
 from data_io.sequences import Sequences
 from data_io.splits import DAY_US, Split, Stage, ends_before, history_ends, target_ends
 
@@ -80,8 +80,9 @@ def next_item_examples(
 ) -> Examples:
     """One example for each user who has history before and a target after the stage's cutoff.
 
-    The target is the first event from the cutoff on that has a known item and a wanted action. Under a time split the
-    moment of prediction is the cutoff, under leave-one-out the target's own time.
+    The target is the first event from the cutoff on that has an item and a wanted action; an item outside the
+    vocabulary counts, as one that no model can name. Under a time split the moment of prediction is the cutoff, under
+    leave-one-out the target's own time.
     """
     ends = history_ends(sequences, split, stage)
     target = _first_target(sequences, ends, target_ends(sequences, split, stage), target_actions)
@@ -125,8 +126,8 @@ def concatenate(parts: list[Examples]) -> Examples:
 def _first_target(
     sequences: Sequences, begins: np.ndarray, ends: np.ndarray, target_actions: np.ndarray | None
 ) -> np.ndarray:
-    """[U] the first event in [begin, end) with a known item and a wanted action, or -1."""
-    wanted = sequences.item_index >= FIRST_INDEX
+    """[U] the first event in [begin, end) with an item and a wanted action, or -1."""
+    wanted = sequences.item_index != PADDING_INDEX
     if target_actions is not None:
         wanted = wanted & np.isin(sequences.action_index, target_actions)
     places = np.append(np.flatnonzero(wanted), np.iinfo(np.int64).max)

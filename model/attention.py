@@ -9,18 +9,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _ROTARY_BASE = 10_000.0
+_EVEN_STD = 0.02
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, causal or in both directions."""
+    """Multi-head self-attention, causal or in both directions.
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float, *, causal: bool) -> None:
+    Attention weights are not dropped: with dropout torch leaves its fused kernel on the CPU.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, *, causal: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.causal = causal
-        self.dropout = dropout
         self.project_in = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.project_out = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    @torch.no_grad()
+    def copy_history(self) -> None:
+        """Fresh weights by which attention passes on the mean of what it sees.
+
+        Queries and keys start small, so attention starts even; values and output start as an orthogonal map and its
+        inverse. What users had is the best first guess at what they will have, and few steps suffice to learn more.
+        """
+        hidden_size = self.project_out.weight.shape[0]
+        query_key, value = self.project_in.weight.split([2 * hidden_size, hidden_size])
+        nn.init.normal_(query_key, std=_EVEN_STD)
+        nn.init.orthogonal_(value)
+        self.project_out.weight.copy_(value.T)
 
     def forward(self, states: Tensor, padding_mask: Tensor) -> Tensor:
         """[B, T, D] from states [B, T, D]; padding_mask [B, T] is True where an event is real."""
@@ -33,7 +49,6 @@ class SelfAttention(nn.Module):
             value,
             attn_mask=None if self.causal else _visible(padding_mask),
             is_causal=self.causal,
-            dropout_p=self.dropout if self.training else 0.0,
         )
         return self.project_out(attended.transpose(1, 2).reshape(num_examples, length, hidden_size))
 

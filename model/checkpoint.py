@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import distributed as dist
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from data_io import storage
 from data_io.buckets import MANIFEST_NAME, read_manifest
@@ -21,6 +22,8 @@ from data_io.vocabulary import VOCABULARY_NAME, Vocabulary, read_vocabulary
 from model.encoder import ClickformerEncoder
 from model.engine import TrainEngine
 from model.heads import ClickformerForOutcome
+
+transformers_logging.disable_progress_bar()
 
 
 class CheckpointError(Exception):

@@ -13,10 +13,13 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, NUM_TIME_BUCKETS, PADDING_MASK
+from data_io.schema import FIRST_INDEX
+from model.attention import SelfAttention
 from model.embedding import EventEmbedding, ItemTable
+from model.repeat import RepeatChoice, mix_scores
 from model.transformer import FeedForward, TransformerBlock
 
-INITIAL_STD = 0.02
+EMBEDDING_STD = 0.02
 
 TensorBatch = dict[str, Tensor]
 
@@ -76,8 +79,12 @@ class ClickformerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding | ItemTable):
-            nn.init.normal_(module.weight, std=INITIAL_STD)
+        if isinstance(module, nn.Embedding | ItemTable):
+            nn.init.normal_(module.weight, std=EMBEDDING_STD)
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        if isinstance(module, SelfAttention):
+            module.copy_history()
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.LayerNorm):
@@ -100,6 +107,7 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             for _ in range(config.num_layers)
         )
         self.readout = Readout(config.hidden_size)
+        self.repeat_choice = RepeatChoice(config.hidden_size, causal=causal)
         self.post_init()
 
     def forward(
@@ -124,14 +132,32 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
 
     def user_states(self, batch: TensorBatch) -> Tensor:
         """[B, D] the vector of each user at the moment of prediction."""
-        lengths = batch[PADDING_MASK].sum(dim=1)
-        if self.config.attention == "causal":
-            place = (lengths - 1).clamp(min=0)
-            states = self(**event_inputs(batch))
-        else:
-            place = lengths
-            states = self(**_with_question(event_inputs(batch), lengths))
+        _, states, place = self._ask(batch)
         return states[torch.arange(len(place), device=place.device), place]
+
+    def rank_items(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
+        """The vector [B, D] of each user, and the log-probability [B, V] of every item to come next."""
+        inputs, states, place = self._ask(batch)
+        row = torch.arange(len(place), device=place.device)
+        users = states[row, place]
+        repeats = self.repeat_choice(states, choosable_events(inputs))
+        scores = self.item_table(states=users)
+        return users, mix_scores(scores, inputs[ITEM_INDEX], repeats.log_weight[row, place], repeats.gate[row, place])
+
+    def _ask(self, batch: TensorBatch) -> tuple[TensorBatch, Tensor, Tensor]:
+        """Inputs, states [B, T, D], and the place [B] of each user's state at the moment of prediction."""
+        lengths = batch[PADDING_MASK].sum(dim=1)
+        inputs = event_inputs(batch)
+        if self.config.attention == "causal":
+            return inputs, self(**inputs), (lengths - 1).clamp(min=0)
+        inputs = _with_question(inputs, lengths)
+        return inputs, self(**inputs), lengths
+
+
+def choosable_events(inputs: TensorBatch) -> Tensor:
+    """[B, T] True at real events with a known item that is not hidden."""
+    choosable = inputs[PADDING_MASK] & (inputs[ITEM_INDEX] >= FIRST_INDEX)
+    return choosable & ~inputs["hidden"] if "hidden" in inputs else choosable
 
 
 def event_inputs(batch: TensorBatch) -> TensorBatch:

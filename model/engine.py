@@ -196,7 +196,8 @@ def _initialize(
         __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("WARNING")
     objective.to(device)
-    adamw = torch.optim.AdamW(parameter_groups(objective, optimizer.weight_decay), lr=optimizer.learning_rate)
+    groups = parameter_groups(objective, optimizer.weight_decay)
+    adamw = torch.optim.AdamW(groups, lr=optimizer.learning_rate, fused=True)
     engine, *_ = deepspeed.initialize(
         model=objective,
         optimizer=adamw,

@@ -48,6 +48,11 @@ class ClickformerForOutcome(ClickformerPreTrainedModel):
         self.head = OutcomeHead(config.hidden_size, config.num_features, config.dropout)
         self.post_init()
 
+    def free_parameters(self, trainable: FrozenEncoder | TopLayers | FullEncoder) -> None:
+        """Mark what learns: the head, and of the encoder all that an outcome depends on."""
+        free_parameters(self.encoder, trainable)
+        self.encoder.repeat_choice.requires_grad_(False)
+
     def forward(self, batch: TensorBatch) -> Tensor:
         """Logits [B] of the outcome."""
         return self.head(self.encoder.user_states(batch), batch[FEATURES])
@@ -71,6 +76,7 @@ def free_parameters(encoder: ClickformerEncoder, trainable: FrozenEncoder | TopL
                 )
             encoder.requires_grad_(False)
             encoder.readout.requires_grad_(True)
+            encoder.repeat_choice.requires_grad_(True)
             for block in list(encoder.blocks)[-num_layers:]:
                 block.requires_grad_(True)
 

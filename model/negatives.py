@@ -38,7 +38,7 @@ class NegativeSampler(nn.Module):
 def sampled_softmax_loss(
     states: Tensor, targets: Tensor, item_table: ItemTable, negatives: Tensor, log_expected: Tensor
 ) -> Tensor:
-    """Sum over positions of the sampled-softmax loss.
+    """[P] sampled-softmax loss of each position.
 
     Args:
         states: [P, D]. targets: [P]. negatives: [N], shared by all positions.
@@ -49,4 +49,4 @@ def sampled_softmax_loss(
     against = (states @ item_table(negatives).T).float() - log_expected
     against = against.masked_fill(negatives[None, :] == targets[:, None], float("-inf"))
     scores = torch.cat([positive, against], dim=1)
-    return F.cross_entropy(scores, torch.zeros_like(targets), reduction="sum")
+    return F.cross_entropy(scores, torch.zeros_like(targets), reduction="none")

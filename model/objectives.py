@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from data_io.batch import ITEM_INDEX, OUTCOME, PADDING_MASK, TARGET_ITEM_INDEX
 from data_io.schema import FIRST_INDEX
 from model.config import FullSoftmax, SampledSoftmax
-from model.encoder import ClickformerEncoder, TensorBatch, event_inputs
+from model.encoder import ClickformerEncoder, TensorBatch, choosable_events, event_inputs
 from model.heads import ClickformerForOutcome
 from model.negatives import NegativeSampler, sampled_softmax_loss
+from model.repeat import mix_losses
 
 
 class Objective(Protocol):
@@ -29,43 +30,51 @@ class Objective(Protocol):
 
 
 class ItemLoss(nn.Module):
-    """Summed cross-entropy of states against their target items."""
+    """Cross-entropy of states against their target items, over the catalogue or over sampled negatives."""
 
     def __init__(self, softmax: FullSoftmax | SampledSoftmax, item_counts: Tensor) -> None:
         super().__init__()
         self.sampler = NegativeSampler(softmax, item_counts) if isinstance(softmax, SampledSoftmax) else None
 
     def forward(self, encoder: ClickformerEncoder, states: Tensor, targets: Tensor, seed: int) -> Tensor:
-        """Loss of states [P, D] with targets [P]."""
+        """Loss [P] of states [P, D] with targets [P]."""
         if self.sampler is None:
-            return F.cross_entropy(encoder.item_table(states=states), targets, reduction="sum")
+            return F.cross_entropy(encoder.item_table(states=states), targets, reduction="none")
         negatives, log_expected = self.sampler(targets, torch.Generator().manual_seed(seed))
         return sampled_softmax_loss(states, targets, encoder.item_table, negatives, log_expected)
 
 
-class NextItemObjective(nn.Module):
-    """Predict the item of the event after each position (Kang and McAuley 2018, "SASRec")."""
+class ItemObjective(nn.Module):
+    """What item objectives share: the encoder, and the loss of a mixture of choosing anew and choosing again."""
 
     def __init__(self, encoder: ClickformerEncoder, item_loss: ItemLoss) -> None:
         super().__init__()
         self.encoder = encoder
         self.item_loss = item_loss
 
+    def mixture_loss(self, inputs: TensorBatch, targets: Tensor, seed: int) -> Tensor:
+        """Summed loss over positions whose target [B, T] is not 0."""
+        states = self.encoder(**inputs)
+        wanted = targets > 0
+        repeats = self.encoder.repeat_choice(states, choosable_events(inputs))
+        again = repeats.log_probability(inputs[ITEM_INDEX], targets)[wanted]
+        anew = self.item_loss(self.encoder, states[wanted], targets[wanted], seed)
+        return mix_losses(anew, again, repeats.gate[wanted]).sum()
+
+
+class NextItemObjective(ItemObjective):
+    """Predict the item of the event after each position (Kang and McAuley 2018, "SASRec")."""
+
     def forward(self, batch: TensorBatch, seed: int) -> Tensor:
         """Summed loss over positions whose target is not 0."""
-        states = self.encoder(**event_inputs(batch))
-        targets = batch[TARGET_ITEM_INDEX]
-        wanted = targets > 0
-        return self.item_loss(self.encoder, states[wanted], targets[wanted], seed)
+        return self.mixture_loss(event_inputs(batch), batch[TARGET_ITEM_INDEX], seed)
 
 
-class MaskedItemObjective(nn.Module):
+class MaskedItemObjective(ItemObjective):
     """Hide some items of a window and predict them from both sides (Sun et al. 2019, "BERT4Rec")."""
 
     def __init__(self, encoder: ClickformerEncoder, item_loss: ItemLoss, mask_share: float) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.item_loss = item_loss
+        super().__init__(encoder, item_loss)
         self.mask_share = mask_share
 
     def forward(self, batch: TensorBatch, seed: int) -> Tensor:
@@ -75,8 +84,8 @@ class MaskedItemObjective(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.rand(items.shape, generator=generator).to(items.device) < self.mask_share
         hidden = known & drawn
-        states = self.encoder(**event_inputs(batch), hidden=hidden)
-        loss = self.item_loss(self.encoder, states[hidden], items[hidden], seed)
+        inputs = event_inputs(batch) | {"hidden": hidden}
+        loss = self.mixture_loss(inputs, torch.where(hidden, items, 0), seed)
         return loss * (known.sum() / hidden.sum().clamp(min=1))
 
 

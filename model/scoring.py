@@ -23,15 +23,10 @@ def iter_batches(sequences: Sequences, examples: Examples, batch_size: int) -> I
 
 
 @torch.inference_mode()
-def user_vectors(encoder: ClickformerEncoder, batch: Batch) -> Tensor:
-    """[B, D] vectors of users at their moment of prediction, on the encoder's device."""
-    return encoder.user_states(to_tensors(batch, encoder.device)).float()
-
-
-@torch.inference_mode()
-def item_scores(encoder: ClickformerEncoder, users: Tensor) -> Tensor:
-    """[B, V] scores of all items; padding and unknown are minus infinity."""
-    return encoder.item_table(states=users)
+def rank_items(encoder: ClickformerEncoder, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Vectors [B, D] of users and log-probabilities [B, V] of items; minus infinity for padding and unknown."""
+    users, scores = encoder.rank_items(to_tensors(batch, encoder.device))
+    return users.float(), scores.float()
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, dropout: float, *, causal: bool) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(hidden_size)
-        self.attention = SelfAttention(hidden_size, num_heads, dropout, causal=causal)
+        self.attention = SelfAttention(hidden_size, num_heads, causal=causal)
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
         self.feed_forward = FeedForward(hidden_size)
         self.dropout = nn.Dropout(dropout)

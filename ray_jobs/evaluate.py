@@ -118,7 +118,7 @@ def _report(settings: Settings, evaluation: EvaluationRun, split: Split) -> dict
         "outcomes": outcomes,
         "protocol": {
             "split": settings.split.model_dump(mode="json") | (split.describe() if split else {}),
-            "ranking": "full catalogue; the first event after the cutoff with a known item"
+            "ranking": "full catalogue; the first event after the cutoff that has an item"
             + (f" and an action among {settings.target_actions}" if settings.target_actions else "")
             + (", seen items left out" if options.exclude_seen else ", seen items kept"),
             "interval": f"95 %, {options.num_resamples} bootstrap resamples of users",

@@ -26,7 +26,7 @@ from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import ClickformerForOutcome, free_parameters
 from model.metrics import area_under_curve, ndcg_at
 from model.objectives import ItemLoss, MaskedItemObjective, NextItemObjective, OutcomeObjective
-from model.scoring import item_scores, iter_batches, outcome_probabilities, user_vectors
+from model.scoring import iter_batches, outcome_probabilities, rank_items
 from model.topk import target_ranks
 from ray_jobs.config import Settings
 
@@ -146,7 +146,7 @@ class ItemLearning:
         """[N, 1] NDCG of each target in the full catalogue."""
         parts = [np.zeros((0, 1))]
         for part, batch in iter_batches(sequences, examples, _VALIDATION_BATCH):
-            scores = item_scores(model, user_vectors(model, batch))
+            _, scores = rank_items(model, batch)
             targets = torch.from_numpy(part.target.astype(np.int64)).to(scores.device)
             parts.append(ndcg_at(target_ranks(scores, targets).cpu().numpy(), VALIDATION_K)[:, None])
         return np.concatenate(parts)
@@ -225,7 +225,7 @@ class OutcomeLearning:
         config = ClickformerConfig(**(self.encoder_config | {"num_features": len(FEATURE_NAMES)}))
         model = ClickformerForOutcome(config)
         model.encoder.load_state_dict(load_model(self.pretrained_url).encoder.state_dict())
-        free_parameters(model.encoder, self.settings.trainable)
+        model.free_parameters(self.settings.trainable)
         number, total, squares = index.feature_sums
         mean = total / np.maximum(number, 1)
         spread = np.sqrt(np.maximum(squares / np.maximum(number, 1) - mean**2, 0))

@@ -24,7 +24,7 @@ class Progress:
         """Count work as done."""
         self._done += count
         now = time.monotonic()
-        if now - self._said < _SECONDS_BETWEEN_LINES:
+        if not self._done or now - self._said < _SECONDS_BETWEEN_LINES:
             return
         self._said = now
         left = (now - self._began) / max(self._done, 1) * (self._total - self._done)

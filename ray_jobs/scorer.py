@@ -24,7 +24,7 @@ from data_io.store import SequenceStore
 from model.checkpoint import SavedModel, load_model
 from model.config import OutcomeTask
 from model.heads import ClickformerForOutcome
-from model.scoring import item_scores, iter_batches, outcome_probabilities, user_vectors
+from model.scoring import iter_batches, outcome_probabilities, rank_items
 from model.topk import exclude_items, target_ranks, top_k
 
 
@@ -69,8 +69,7 @@ class Scorer:
         items, scores = [np.zeros((0, width), np.int64)], [np.zeros((0, width), np.float32)]
         vectors = [np.zeros((0, encoder.config.hidden_size), np.float32)]
         for part, batch in iter_batches(sequences, examples, self.run.batch_size):
-            users = user_vectors(encoder, batch)
-            all_scores = item_scores(encoder, users)
+            users, all_scores = rank_items(encoder, batch)
             if self.run.exclude_seen:
                 exclude_items(all_scores, *seen_pairs(sequences, part))
             best, indices = top_k(all_scores, self.run.k)
@@ -153,7 +152,7 @@ class Evaluator:
             start = np.maximum(part.start, part.end - model.config.sequence_length)
             own = Examples(row=part.row, start=start, end=part.end, now=part.now, target=part.target)
             (_, batch), *_ = iter_batches(sequences, own, len(own))
-            yield name, item_scores(model, user_vectors(model, batch)).double()
+            yield name, rank_items(model, batch)[1].double()
         yield "popularity", self.popularity.repeat(len(part), 1)
         row, item = seen_pairs(sequences, part)
         counts = (self.popularity / (self.popularity.max() + 1)).repeat(len(part), 1)
