@@ -44,7 +44,6 @@ def _quieten() -> None:
 
 
 def _quieten_loggers() -> None:
-    import ray.data  # sets its own levels when first imported
 
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -80,8 +79,7 @@ def check_workers_fit(settings: ClusterSettings) -> None:
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     if settings.device == "cuda" and settings.num_workers > num_gpus:
         raise ClusterError(
-            f"{settings.num_workers} workers need a GPU each and the cluster has {num_gpus}; "
-            "lower cluster.num_workers"
+            f"{settings.num_workers} workers need a GPU each and the cluster has {num_gpus}; lower cluster.num_workers"
         )
 
 

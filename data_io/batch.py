@@ -99,4 +99,4 @@ def padding_batch(num_examples: int) -> Batch:
     """A batch without a single real event."""
     zeros = np.zeros((num_examples, 1), np.int64)
     names = (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED)
-    return {name: zeros for name in names} | {PADDING_MASK: zeros.astype(bool)}
+    return dict.fromkeys(names, zeros) | {PADDING_MASK: zeros.astype(bool)}

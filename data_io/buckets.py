@@ -131,7 +131,9 @@ def read_manifest(url: str) -> dict[str, Any]:
     try:
         return storage.read_json(storage.join(url, MANIFEST_NAME))
     except FileNotFoundError:
-        raise DataContractError(f"{url}: nothing is published here yet (no {MANIFEST_NAME}); run its job first") from None
+        raise DataContractError(
+            f"{url}: nothing is published here yet (no {MANIFEST_NAME}); run its job first"
+        ) from None
 
 
 def is_published(url: str, expected_fingerprint: str) -> bool:

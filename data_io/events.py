@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_io import storage
@@ -235,7 +234,7 @@ def _is_empty(frame: pl.DataFrame, column: str) -> pl.Expr:
 
 def quarantine_table(bad: pa.Table, fragment: Fragment) -> pa.Table:
     """Bad rows with the file and the row they came from."""
-    rows = pc.add(bad.column(SOURCE_ROW).cast(pa.int64()), fragment.first_row)
+    rows = pa.array(bad.column(SOURCE_ROW).to_numpy().astype(np.int64) + fragment.first_row)
     files = pa.repeat(pa.scalar(fragment.file, pa.large_string()), bad.num_rows)
     place = bad.column_names.index(SOURCE_ROW)
     return bad.set_column(place, SOURCE_ROW, rows).append_column(SOURCE_FILE, files)

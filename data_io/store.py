@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from data_io.config import SettingsError
 from data_io import storage
 from data_io.buckets import read_bucket, read_manifest
+from data_io.config import SettingsError
 from data_io.schema import ACTION_INDEX, COUNT, EVENT_TIME, FIRST_INDEX, ITEM_INDEX, USER_ID
 from data_io.sequences import Sequences, to_sequences
 from data_io.vocabulary import Vocabulary, read_vocabulary

@@ -30,9 +30,11 @@ class Vocabulary:
 
     def encode(self, item_ids: pa.Array) -> np.ndarray:
         """Indices (int32) of raw ids; null becomes padding, an id not in the vocabulary unknown."""
-        found = pc.index_in(item_ids.cast(self.item_ids.type), value_set=self.item_ids, skip_nulls=True)
-        shifted = pc.add(found, FIRST_INDEX).fill_null(UNKNOWN_INDEX)
-        indices = shifted.to_numpy(zero_copy_only=False).astype(np.int32)
+        found = pc.call_function(
+            "index_in", [item_ids.cast(self.item_ids.type)], pc.SetLookupOptions(self.item_ids, skip_nulls=True)
+        )
+        places = found.fill_null(UNKNOWN_INDEX - FIRST_INDEX).to_numpy(zero_copy_only=False)
+        indices = places.astype(np.int32) + np.int32(FIRST_INDEX)
         indices[item_ids.is_null().to_numpy(zero_copy_only=False)] = PADDING_INDEX
         return indices
 

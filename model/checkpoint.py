@@ -57,7 +57,12 @@ class TrainPosition:
     def from_dict(cls, content: dict[str, Any]) -> "TrainPosition":
         """The reverse of `as_dict`."""
         best = content["best_metric"]
-        return cls(**(content | {"best_metric": float("-inf") if best is None else best}))
+        return cls(
+            epoch=content["epoch"],
+            step=content["step"],
+            best_metric=float("-inf") if best is None else best,
+            epochs_without_gain=content["epochs_without_gain"],
+        )
 
 
 def save_checkpoint(engine: TrainEngine, position: TrainPosition, url: str, fingerprint: str, keep: int) -> None:

@@ -178,7 +178,7 @@ def _with_question(inputs: TensorBatch, lengths: Tensor) -> TensorBatch:
     return padded | {"hidden": hidden}
 
 
-def _zero_padding_row(weight: nn.Parameter) -> None:
+def _zero_padding_row(weight: Tensor) -> None:
     """Zero row 0 of a table; under ZeRO-3 initialisation the table is gathered by transformers first."""
     weight[0].zero_()
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from data_io.config import SettingsError
 from data_io.batch import Batch
+from data_io.config import SettingsError
 from model.config import OptimizerSettings, TrainingSettings
 from model.encoder import TensorBatch
 

@@ -7,14 +7,17 @@ Invariant: a folder with a head loads with `from_pretrained` alone.
 import torch
 from torch import Tensor, nn
 
-from data_io.config import SettingsError
 from data_io.batch import FEATURES
+from data_io.config import SettingsError
 from model.config import FrozenEncoder, FullEncoder, TopLayers
 from model.encoder import ClickformerConfig, ClickformerEncoder, ClickformerPreTrainedModel, TensorBatch
 
 
 class OutcomeHead(nn.Module):
     """Logit of a binary outcome from a user's vector and standardised features."""
+
+    feature_mean: Tensor
+    feature_std: Tensor
 
     def __init__(self, hidden_size: int, num_features: int, dropout: float) -> None:
         super().__init__()
@@ -79,4 +82,3 @@ def free_parameters(encoder: ClickformerEncoder, trainable: FrozenEncoder | TopL
             encoder.repeat_choice.requires_grad_(True)
             for block in list(encoder.blocks)[-num_layers:]:
                 block.requires_grad_(True)
-

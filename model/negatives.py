@@ -17,6 +17,9 @@ from model.embedding import ItemTable
 class NegativeSampler(nn.Module):
     """Draws negatives and knows the log of their expected number."""
 
+    share: Tensor
+    """[V] share of each item among all events."""
+
     def __init__(self, settings: SampledSoftmax, item_counts: Tensor) -> None:
         super().__init__()
         self.settings = settings

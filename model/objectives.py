@@ -109,4 +109,3 @@ class OutcomeObjective(nn.Module):
         real = batch[PADDING_MASK].any(dim=1)
         losses = F.binary_cross_entropy_with_logits(logits, batch[OUTCOME], reduction="none")
         return torch.where(real, losses, 0.0).sum()
-

@@ -22,14 +22,14 @@ def iter_batches(sequences: Sequences, examples: Examples, batch_size: int) -> I
         yield part, collate(sequences, part)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def rank_items(encoder: ClickformerEncoder, batch: Batch) -> tuple[Tensor, Tensor]:
     """Vectors [B, D] of users and log-probabilities [B, V] of items; minus infinity for padding and unknown."""
     users, scores = encoder.rank_items(to_tensors(batch, encoder.device))
     return users.float(), scores.float()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def outcome_probabilities(
     model: ClickformerForOutcome, sequences: Sequences, examples: Examples, batch_size: int
 ) -> np.ndarray:

@@ -40,7 +40,9 @@ class LogReader:
 
     def read(self, batch: dict[str, np.ndarray]) -> tuple[Fragment, pa.Table, pa.Table]:
         """The fragment a batch of one row names, with its good and its bad rows."""
-        fragment = Fragment(**{name: values[0].item() if hasattr(values[0], "item") else values[0] for name, values in batch.items()})
+        fragment = Fragment(
+            **{name: values[0].item() if hasattr(values[0], "item") else values[0] for name, values in batch.items()}
+        )
         events = read_fragment(fragment, self.kinds, self.settings)
         return fragment, *part_events(events, self.settings.earliest_time, self.latest)
 
@@ -84,7 +86,7 @@ def _fragments(log: EventLog) -> "ray.data.Dataset":
 
 
 def _survey_log(log: EventLog, reader: LogReader, url: str) -> LogSurvey:
-    def survey_fragment(batch: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+    def survey_fragment(batch: Any) -> dict[str, list[bytes]]:
         fragment, good, bad = reader.read(batch)
         if bad.num_rows:
             name = f"part-{fragment.first_position:015d}.parquet"
@@ -110,7 +112,7 @@ def _write_buckets(
     vocabulary = ray.put(read_vocabulary(writer.url))
     drop_duplicates = settings.events.drop_duplicates
 
-    def encode(batch: dict[str, np.ndarray]) -> pa.Table:
+    def encode(batch: Any) -> pa.Table:
         fragment, good, _ = reader.read(batch)
         encoded = encode_events(good, fragment.first_position, ray.get(vocabulary), actions, num_buckets)
         wanted = np.isin(encoded.column(BUCKET).to_numpy(), missing)
@@ -122,7 +124,9 @@ def _write_buckets(
 
     progress = Progress("build_sequences: buckets", num_buckets, "buckets")
     progress.advance(len(done))
-    exchanged = _fragments(log).map_batches(encode, batch_size=1).groupby(BUCKET, num_partitions=_partitions(num_buckets))
+    exchanged = (
+        _fragments(log).map_batches(encode, batch_size=1).groupby(BUCKET, num_partitions=_partitions(num_buckets))
+    )
     for row in exchanged.map_groups(write, batch_format="pyarrow").iter_rows():
         mark = pickle.loads(row["mark"])
         done[mark["bucket"]] = mark

@@ -11,8 +11,17 @@ import yaml
 from pydantic import Field, ValidationError, create_model, model_validator
 
 from cluster.config import ClusterSettings
-from data_io.config import EventSettings, LeaveOneOut, SettingsError, SettingsModel, SourceSettings, SplitSettings, StoreSettings, TimeSplit
-from model.config import EncoderSettings, FinetuneSettings, OutcomeTask, PretrainSettings, TrainingSettings
+from data_io.config import (
+    EventSettings,
+    LeaveOneOut,
+    SettingsError,
+    SettingsModel,
+    SourceSettings,
+    SplitSettings,
+    StoreSettings,
+    TimeSplit,
+)
+from model.config import EncoderSettings, FinetuneSettings, OutcomeTask, PretrainSettings
 
 
 class ScoringSettings(SettingsModel):
@@ -40,7 +49,7 @@ class EvaluationSettings(SettingsModel):
     """Cut-offs K of recall, NDCG and MRR."""
     exclude_seen: bool = False
     """Leave items of the user's own history out of the ranking; the figures say which."""
-    models: list[str] = ["encoder"]
+    models: tuple[str, ...] = ("encoder",)
     """Models whose rankings are measured: encoder, and names of next_item tasks."""
     tasks: list[str] | None = None
     """Outcome tasks that are measured; None: all that are trained."""
@@ -87,17 +96,7 @@ class Settings(SettingsModel):
                 "finetune.task outcome needs a moment in time, which split leave_one_out has not; use split kind time "
                 "or finetune.task kind next_item"
             )
-        self._check_batch("pretrain", self.pretrain.training)
-        self._check_batch("finetune", self.finetune.training)
         return self
-
-    def _check_batch(self, section: str, training: TrainingSettings) -> None:
-        per_pass = training.micro_batch_size * self.cluster.num_workers
-        if training.global_batch_size % per_pass:
-            raise ValueError(
-                f"{section}.training.global_batch_size {training.global_batch_size} must be a multiple of "
-                f"micro_batch_size {training.micro_batch_size} times cluster.num_workers {self.cluster.num_workers}"
-            )
 
     def place(self, *parts: str) -> str:
         """The URL of something in the run's folder."""
@@ -145,7 +144,7 @@ def read_settings(path: str | None) -> Settings:
     """The settings of a YAML file; None gives the defaults.
 
     Raises:
-        SettingsError: there is no such file, it is not YAML, or a setting is unknown or breaks a rule; the message names
+        SettingsError: there is no such file, it is not YAML, or a setting is unknown or breaks a rule; it names
             the file, the setting, the value and the rule.
     """
     if path is None:
@@ -168,7 +167,7 @@ def read_settings(path: str | None) -> Settings:
 
 def explain(error: ValidationError) -> str:
     """A validation error in one line for each broken rule: the setting, the value and the rule."""
-    lines = []
+    lines: list[str] = []
     for problem in error.errors():
         place = ".".join(str(part) for part in problem["loc"])
         rule = problem["msg"].removeprefix("Value error, ")

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from cluster.session import num_scorers, ray_session, uses_gpu
+from cluster.session import ray_session
 from data_io import storage
 from data_io.buckets import BucketWriter, fingerprint, is_published
 from data_io.splits import Split, history_ends
 from data_io.store import QUALITY_REPORT_NAME, SequenceStore
+from ray_jobs.bucket_map import map_buckets, map_buckets_in_actors
 from ray_jobs.cli import run_job
 from ray_jobs.config import Settings
 from ray_jobs.figures import next_item_figures, outcome_figures, verdicts
@@ -23,7 +24,7 @@ from ray_jobs.models import find_recommender, find_tasks
 from ray_jobs.progress import Progress, say
 from ray_jobs.report import write_report
 from ray_jobs.scorer import EvaluationRun, Evaluator
-from ray_jobs.training import bucket_rows, open_store
+from ray_jobs.training import open_store
 
 REPORT_NAME = "report.json"
 
@@ -80,7 +81,7 @@ def _popularity(store: SequenceStore, split: Split) -> np.ndarray:
         sequences = store.read_sequences(int(row["bucket"]))
         return {"counts": pickle.dumps(count_items(sequences, history_ends(sequences, split, "test"), size))}
 
-    rows = bucket_rows(range(store.num_buckets)).map(count).iter_rows()
+    rows = map_buckets(range(store.num_buckets), count)
     return np.sum([pickle.loads(row["counts"]) for row in rows], axis=0)
 
 
@@ -90,28 +91,17 @@ def _evaluate_buckets(settings: Settings, evaluation: EvaluationRun) -> dict[str
     missing = [bucket for bucket in range(num_buckets) if any(bucket not in marks for marks in done.values())]
     progress = Progress("evaluate", num_buckets, "buckets")
     progress.advance(num_buckets - len(missing))
-    if missing:
-        actors = min(num_scorers(settings.cluster), len(missing))
-        evaluated = bucket_rows(missing).map(
-            Evaluator,
-            fn_constructor_args=(evaluation,),
-            concurrency=actors,
-            num_cpus=1,
-            num_gpus=1 if uses_gpu(settings.cluster) else 0,
-        )
-        for row in evaluated.iter_rows():
-            for name, mark in pickle.loads(row["marks"]).items():
-                done[name][mark["bucket"]] = mark
-            progress.advance()
+    for row in map_buckets_in_actors(missing, Evaluator, evaluation, settings.cluster):
+        for name, mark in pickle.loads(row["marks"]).items():
+            done[name][mark["bucket"]] = mark
+        progress.advance()
     return {name: list(marks.values()) for name, marks in done.items()}
 
 
 def _report(settings: Settings, evaluation: EvaluationRun, split: Split) -> dict[str, Any]:
     store, options = evaluation.store, settings.evaluation
     next_item = next_item_figures(evaluation.writers["next_item"].url, options, settings.seed)
-    outcomes = {
-        name: outcome_figures(evaluation.writers[name].url, settings.seed) for name in evaluation.task_urls
-    }
+    outcomes = {name: outcome_figures(evaluation.writers[name].url, settings.seed) for name in evaluation.task_urls}
     return {
         "verdicts": verdicts(next_item, outcomes),
         "next_item": next_item,

@@ -12,7 +12,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_io.batch import FEATURES, OUTCOME, PADDING_MASK, TARGET_ITEM_INDEX, Batch, collate, padding_batch, shifted_targets
+from data_io.batch import (
+    FEATURES,
+    OUTCOME,
+    PADDING_MASK,
+    TARGET_ITEM_INDEX,
+    Batch,
+    collate,
+    padding_batch,
+    shifted_targets,
+)
 from data_io.config import SettingsError
 from data_io.examples import Examples, next_item_examples, outcome_examples, window_examples
 from data_io.features import FEATURE_NAMES, history_features, scale_features
@@ -21,11 +30,21 @@ from data_io.sequences import Sequences
 from data_io.splits import DAY_US, Cutoffs, Split, history_ends
 from data_io.store import SequenceStore
 from model.checkpoint import load_model
-from model.config import FinetuneSettings, MaskedItem, NextItemTask, OutcomeTask, PretrainSettings, SampledSoftmax
+from model.config import (
+    FrozenEncoder,
+    FullEncoder,
+    FullSoftmax,
+    MaskedItem,
+    NextItem,
+    NextItemTask,
+    OutcomeTask,
+    SampledSoftmax,
+    TopLayers,
+)
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import ClickformerForOutcome, free_parameters
 from model.metrics import area_under_curve, ndcg_at
-from model.objectives import ItemLoss, MaskedItemObjective, NextItemObjective, OutcomeObjective
+from model.objectives import ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective, OutcomeObjective
 from model.scoring import iter_batches, outcome_probabilities, rank_items
 from model.topk import target_ranks
 from ray_jobs.config import Settings
@@ -48,6 +67,11 @@ class StoreIndex:
 
 class Learning(Protocol):
     """One task to learn."""
+
+    @property
+    def store(self) -> SequenceStore:
+        """The sequences it is learned from."""
+        ...
 
     def make_examples(self, sequences: Sequences) -> Examples:
         """Training examples of a bucket."""
@@ -96,10 +120,13 @@ class ItemLearning:
 
     store: SequenceStore
     split: Split
-    settings: PretrainSettings | FinetuneSettings
+    softmax: FullSoftmax | SampledSoftmax
+    objective: NextItem | MaskedItem
     encoder_config: dict[str, Any]
     target_actions: list[str] | None
-    pretrained_url: str | None = None
+    pretrained_url: str | None
+    """Encoder to start from; None: a fresh one."""
+    trainable: FrozenEncoder | TopLayers | FullEncoder
 
     @property
     def length(self) -> int:
@@ -121,21 +148,23 @@ class ItemLearning:
 
     def num_targets(self, batch: Batch) -> int:
         """Positions whose item is to be predicted; for masked items all known ones, for which the hidden stand."""
-        if self._masked is not None:
+        if isinstance(self.objective, MaskedItem):
             return int((batch[PADDING_MASK] & (batch["item_index"] >= FIRST_INDEX)).sum())
         return int((batch[TARGET_ITEM_INDEX] > 0).sum())
 
     def build(self, index: StoreIndex) -> nn.Module:
         """The objective, its encoder fresh or pretrained."""
         encoder = self._encoder()
-        softmax = self.settings.task.softmax if self._is_task else self.settings.softmax
-        item_loss = ItemLoss(softmax, torch.from_numpy(index.item_counts))
-        if self._masked is not None:
-            return MaskedItemObjective(encoder, item_loss, self._masked.mask_share)
-        return NextItemObjective(encoder, item_loss)
+        item_loss = ItemLoss(self.softmax, torch.from_numpy(index.item_counts))
+        match self.objective:
+            case MaskedItem(mask_share=mask_share):
+                return MaskedItemObjective(encoder, item_loss, mask_share)
+            case NextItem():
+                return NextItemObjective(encoder, item_loss)
 
     def model_of(self, objective: nn.Module) -> ClickformerEncoder:
         """The encoder."""
+        assert isinstance(objective, ItemObjective)
         return objective.encoder
 
     def validation_examples(self, sequences: Sequences) -> Examples:
@@ -163,20 +192,11 @@ class ItemLearning:
     def _target_actions(self) -> np.ndarray | None:
         return self.store.action_indices(self.target_actions)
 
-    @property
-    def _is_task(self) -> bool:
-        return isinstance(self.settings, FinetuneSettings)
-
-    @property
-    def _masked(self) -> MaskedItem | None:
-        objective = None if isinstance(self.settings, FinetuneSettings) else self.settings.objective
-        return objective if isinstance(objective, MaskedItem) else None
-
     def _encoder(self) -> ClickformerEncoder:
         if self.pretrained_url is None:
             return ClickformerEncoder(ClickformerConfig(**self.encoder_config))
         encoder = load_model(self.pretrained_url).encoder
-        free_parameters(encoder, self.settings.trainable)
+        free_parameters(encoder, self.trainable)
         return encoder
 
 
@@ -186,8 +206,8 @@ class OutcomeLearning:
 
     store: SequenceStore
     split: Cutoffs
-    settings: FinetuneSettings
     task: OutcomeTask
+    trainable: FrozenEncoder | TopLayers | FullEncoder
     encoder_config: dict[str, Any]
     pretrained_url: str
 
@@ -222,10 +242,10 @@ class OutcomeLearning:
 
     def build(self, index: StoreIndex) -> nn.Module:
         """The objective with the pretrained encoder and a fresh head."""
-        config = ClickformerConfig(**(self.encoder_config | {"num_features": len(FEATURE_NAMES)}))
+        config = ClickformerConfig(num_features=len(FEATURE_NAMES), **self.encoder_config)
         model = ClickformerForOutcome(config)
         model.encoder.load_state_dict(load_model(self.pretrained_url).encoder.state_dict())
-        model.free_parameters(self.settings.trainable)
+        model.free_parameters(self.trainable)
         number, total, squares = index.feature_sums
         mean = total / np.maximum(number, 1)
         spread = np.sqrt(np.maximum(squares / np.maximum(number, 1) - mean**2, 0))
@@ -234,6 +254,7 @@ class OutcomeLearning:
 
     def model_of(self, objective: nn.Module) -> ClickformerForOutcome:
         """Encoder and head."""
+        assert isinstance(objective, OutcomeObjective)
         return objective.model
 
     def validation_examples(self, sequences: Sequences) -> Examples:
@@ -271,9 +292,12 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
     return ItemLearning(
         store=store,
         split=split,
-        settings=settings.pretrain,
+        softmax=settings.pretrain.softmax,
+        objective=settings.pretrain.objective,
         encoder_config=config,
         target_actions=settings.target_actions,
+        pretrained_url=None,
+        trainable=FullEncoder(),
     )
 
 
@@ -299,10 +323,12 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
             return ItemLearning(
                 store=store,
                 split=split,
-                settings=settings.finetune,
+                softmax=softmax,
+                objective=NextItem(),
                 encoder_config=kept,
                 target_actions=settings.target_actions,
                 pretrained_url=url,
+                trainable=settings.finetune.trainable,
             )
         case OutcomeTask() as task:
             assert split is not None, "Settings refuses outcomes under leave_one_out"
@@ -310,8 +336,8 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
             return OutcomeLearning(
                 store=store,
                 split=split,
-                settings=settings.finetune,
                 task=task,
+                trainable=settings.finetune.trainable,
                 encoder_config=kept,
                 pretrained_url=url,
             )
@@ -337,6 +363,7 @@ def count_bucket(learning: Learning, sequences: Sequences) -> StoreIndex:
         features = scale_features(history_features(sequences, examples)).astype(np.float64)
         sums = np.stack([np.full(features.shape[1], len(examples)), features.sum(axis=0), (features**2).sum(axis=0)])
         return StoreIndex(num_examples=np.array([len(examples)]), item_counts=np.zeros(0, np.int64), feature_sums=sums)
+    assert isinstance(learning, ItemLearning)
     ends = history_ends(sequences, learning.split, "validation")
     counts = count_items(sequences, ends, learning.encoder_config["vocabulary_size"])
     return StoreIndex(num_examples=np.array([len(examples)]), item_counts=counts)

@@ -7,17 +7,17 @@ the users written have been counted against the store.
 import pickle
 from typing import Any
 
-from cluster.session import num_scorers, ray_session, uses_gpu
+from cluster.session import ray_session
 from data_io import storage
 from data_io.buckets import BucketWriter, fingerprint, is_published
 from data_io.schema import DataContractError
 from data_io.store import SequenceStore
+from ray_jobs.bucket_map import map_buckets_in_actors
 from ray_jobs.cli import run_job
 from ray_jobs.config import Settings
 from ray_jobs.models import find_recommender, find_tasks
 from ray_jobs.progress import Progress, say
 from ray_jobs.scorer import Scorer, ScoreRun
-from ray_jobs.training import bucket_rows
 
 
 def run(settings: Settings) -> str:
@@ -68,17 +68,7 @@ def _score_buckets(settings: Settings, score_run: ScoreRun, progress: Progress) 
     marks = score_run.writer.committed(score_run.store.num_buckets)
     progress.advance(sum(mark["num_users"] for mark in marks.values()))
     missing = [bucket for bucket in range(score_run.store.num_buckets) if bucket not in marks]
-    if not missing:
-        return marks
-    actors = min(num_scorers(settings.cluster), len(missing))
-    scored = bucket_rows(missing).map(
-        Scorer,
-        fn_constructor_args=(score_run,),
-        concurrency=actors,
-        num_cpus=1,
-        num_gpus=1 if uses_gpu(settings.cluster) else 0,
-    )
-    for row in scored.iter_rows():
+    for row in map_buckets_in_actors(missing, Scorer, score_run, settings.cluster):
         mark = pickle.loads(row["mark"])
         marks[mark["bucket"]] = mark
         progress.advance(mark["num_users"])

@@ -126,7 +126,9 @@ class Evaluator:
         tables = {"next_item": self.rank_targets(sequences)}
         tables |= {name: self.predict_outcomes(saved, sequences) for name, saved in self.tasks.items()}
         marks = {
-            name: self.run.writers[name].commit(bucket, self.run.store.num_buckets, table, {"num_users": table.num_rows})
+            name: self.run.writers[name].commit(
+                bucket, self.run.store.num_buckets, table, {"num_users": table.num_rows}
+            )
             for name, table in tables.items()
         }
         return {"marks": pickle.dumps(marks)}
@@ -194,7 +196,7 @@ def _device() -> torch.device:
 
 def _loaded(url: str, device: torch.device) -> SavedModel:
     saved = load_model(url)
-    saved.model.to(device)
+    torch.nn.Module.to(saved.model, device)
     return saved
 
 

@@ -55,7 +55,8 @@ class Trainer:
         torch.manual_seed(run.seed)
         self.run = run
         objective = run.learning.build(run.index)
-        self._plain = copy.deepcopy(run.learning.model_of(objective)).to(device).eval()
+        self._plain = copy.deepcopy(run.learning.model_of(objective)).eval()
+        torch.nn.Module.to(self._plain, device)
         self.engine = TrainEngine(objective, run.training, run.optimizer, device)
         self.loader = BatchLoader(
             run.learning.store, run.learning.make_examples, run.learning.make_batch, run.learning.empty_batch()

@@ -18,6 +18,8 @@ from data_io.splits import Split, resolve_split
 from data_io.store import SequenceStore
 from model.checkpoint import load_model, save_model
 from model.config import FinetuneSettings, PretrainSettings
+from model.engine import accumulation_steps
+from ray_jobs.bucket_map import map_buckets
 from ray_jobs.config import Settings
 from ray_jobs.learning import Learning, StoreIndex, count_bucket
 from ray_jobs.progress import Progress, say
@@ -49,8 +51,9 @@ def train(
         inputs: fingerprints of what the model is made from.
 
     Raises:
-        SettingsError: no user has enough history to train on.
+        SettingsError: the batch does not divide among the workers, or no user has enough history to train on.
     """
+    accumulation_steps(section.training, settings.cluster.num_workers)
     used = {"seed": settings.seed, "target_actions": settings.target_actions, "split": settings.split.model_dump()}
     used |= {"section": section.model_dump(), "inputs": inputs}
     mark = fingerprint(used)
@@ -64,7 +67,7 @@ def train(
         index = count_store(learning)
         num_examples = int(index.num_examples.sum())
         if not num_examples:
-            raise SettingsError(f"{name}: no user of {store.url} has two events before the validation cutoff; see split")
+            raise SettingsError(f"{name}: no user has two events before the validation cutoff; see split")
         say(f"{name}: {num_examples:,} training examples of {store.num_users:,} users")
         run = TrainRun(
             name=name,
@@ -102,18 +105,12 @@ def count_store(learning: Learning) -> StoreIndex:
     items: np.ndarray | int = 0
     features: np.ndarray | int = 0
     progress = Progress("counting examples", num_buckets, "buckets")
-    for row in bucket_rows(range(num_buckets)).map(count).iter_rows():
+    for row in map_buckets(range(num_buckets), count):
         bucket, part = pickle.loads(row["part"])
         num_examples[bucket] = part.num_examples[0]
         items, features = items + part.item_counts, features + part.feature_sums
         progress.advance()
     return StoreIndex(num_examples=num_examples, item_counts=np.asarray(items), feature_sums=np.asarray(features))
-
-
-def bucket_rows(buckets: Any) -> "ray.data.Dataset":
-    """A Ray dataset with one row for each bucket, in as many blocks, so that work spreads bucket by bucket."""
-    rows = [{"bucket": int(bucket)} for bucket in buckets]
-    return ray.data.from_items(rows, override_num_blocks=max(1, len(rows)))
 
 
 def _run_workers(run: TrainRun, cluster: ClusterSettings) -> None:

@@ -70,7 +70,9 @@ def read_source(settings: SourceSettings) -> Iterator[pa.Table]:
             from data_io.synthetic import generate_events
 
             if settings.path is not None:
-                raise SettingsError(f"source.path is {settings.path}, but source.name: synthetic reads no files; drop it")
+                raise SettingsError(
+                    f"source.path is {settings.path}, but source.name: synthetic reads no files; drop it"
+                )
             return slice_table(generate_events(settings.synthetic))
 
 

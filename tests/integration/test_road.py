@@ -112,7 +112,7 @@ def test_road_on_local_disk(tmp_path: Path, events: pa.Table, capfd: pytest.Capt
     (tmp_path / "run/scores/_buckets/00001.json").unlink()
     score_users.run(settings)
     check_scores(settings, NUM_USERS)
-    again = {path for path in (tmp_path / "run/scores").rglob("*.parquet")} - set(before)
+    again = set((tmp_path / "run/scores").rglob("*.parquet")) - set(before)
     assert [path.parent.name for path in again] == ["bucket=00001"], "only the missing bucket is scored again"
 
 
@@ -156,7 +156,8 @@ def test_road_with_every_path_on_s3(events: pa.Table) -> None:
     s3fs.S3FileSystem().mkdir("clickformer-test")
     write_log("s3://clickformer-test/log", events)
     log = {"path": "s3://clickformer-test/log/*.parquet"}
-    masked = {"objective": {"kind": "masked_item"}, "softmax": {"kind": "sampled", "num_uniform": 16, "num_in_batch": 8}}
+    sampled = {"kind": "sampled", "num_uniform": 16, "num_in_batch": 8}
+    masked = {"objective": {"kind": "masked_item"}, "softmax": sampled}
     base = make_settings("s3://clickformer-test/run", events=log)
     pretraining = base.pretrain.model_dump() | masked
     run_road(make_settings("s3://clickformer-test/run", events=log, pretrain=pretraining))
