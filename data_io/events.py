@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_io import storage
-from data_io.config import EventSettings
+from data_io.config import EventSettings, SettingsError
 from data_io.schema import (
     ACTION,
     CARRIED_TYPES,
@@ -77,7 +77,9 @@ def scan_log(url: str, settings: EventSettings) -> EventLog:
     Raises:
         DataContractError: a file is empty, torn, lacks a column, has a column of a wrong type, or of another type
             than the files before it; the message names file, column, found and expected.
+        SettingsError: a column is mapped that the contract does not have.
     """
+    _check_mapping(settings)
     files = storage.find_parquet_files(url)
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
         footers = list(pool.map(_read_footer, files))
@@ -102,6 +104,15 @@ def scan_log(url: str, settings: EventSettings) -> EventLog:
         kinds=kinds,
         inputs=tuple((file, size) for file, (_, _, size) in zip(files, footers, strict=True)),
     )
+
+
+def _check_mapping(settings: EventSettings) -> None:
+    known = [column.name for column in EVENT_COLUMNS]
+    unknown = sorted(set(settings.columns) - set(known))
+    if unknown:
+        raise SettingsError(
+            f"events.columns maps {unknown[0]}, which is no contract column; they are {', '.join(known)}"
+        )
 
 
 def _read_footer(url: str) -> tuple[pa.Schema, list[int], int]:

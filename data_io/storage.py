@@ -54,8 +54,16 @@ def join(url: str, *parts: str) -> str:
 
 
 def absolute(url: str) -> str:
-    """The URL as any process sees it: local paths made absolute, because Ray changes a worker's directory."""
-    return url if is_remote(url) else str(Path(url).expanduser().resolve())
+    """The URL as any process sees it: local paths made absolute, because Ray changes a worker's directory.
+
+    Raises:
+        SettingsError: the URL has a scheme that is not supported.
+    """
+    if is_remote(url):
+        return url
+    if "://" in url:
+        raise SettingsError(f"{url}: only local paths and s3:// URLs are supported")
+    return str(Path(url).expanduser().resolve())
 
 
 def locate(url: str) -> Location:
@@ -66,8 +74,6 @@ def locate(url: str) -> Location:
     """
     if is_remote(url):
         return Location(_s3_filesystem(), url.removeprefix(S3_SCHEME))
-    if "://" in url:
-        raise SettingsError(f"{url}: only local paths and s3:// URLs are supported")
     return Location(fs.LocalFileSystem(), absolute(url))
 
 
@@ -87,12 +93,15 @@ def exists(url: str) -> bool:
     return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
 
-def list_files(url: str, *, suffix: str = "") -> list[str]:
-    """URLs of the files directly in a folder, sorted; empty where there is no folder."""
+def list_files(url: str) -> list[str]:
+    """URLs of the files directly in a folder, sorted; empty where there is no folder.
+
+    Names that begin with a dot are left out: a writer that was killed leaves its temporary file under such a name.
+    """
     filesystem, path = locate(url)
     infos = filesystem.get_file_info(fs.FileSelector(path, recursive=False, allow_not_found=True))
-    names = [info.base_name for info in infos if info.type == fs.FileType.File and info.path.endswith(suffix)]
-    return [join(url, name) for name in sorted(names)]
+    names = sorted(info.base_name for info in infos if info.type == fs.FileType.File)
+    return [join(url, name) for name in names if not name.startswith(".")]
 
 
 def list_folders(url: str) -> list[str]:

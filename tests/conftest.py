@@ -28,8 +28,9 @@ def shared_data() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A real local Ray cluster of two cores, the same for all tests: start-up dominates."""
+def ray_cluster(s3_endpoint: str) -> Iterator[None]:
+    """A real local Ray cluster, the same for all tests: start-up dominates. Its workers know the S3 endpoint."""
+    assert s3_endpoint
     from cluster.config import ClusterSettings
     from cluster.session import ray_session
 

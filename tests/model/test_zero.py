@@ -1,0 +1,167 @@
+"""DeepSpeed ZeRO 0 to 3 on two gloo workers against plain PyTorch, step by step."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing as mp
+
+from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, PADDING_MASK, TARGET_ITEM_INDEX, Batch
+from model.checkpoint import CheckpointError, TrainPosition, resume, save_checkpoint
+from model.config import FullSoftmax, OptimizerSettings, TrainingSettings
+from model.encoder import ClickformerConfig, ClickformerEncoder
+from model.engine import TrainEngine, learning_rate_at, parameter_groups, to_tensors
+from model.objectives import ItemLoss, NextItemObjective
+
+NUM_STEPS, WORLD_SIZE, MICRO, LENGTH, ITEMS = 10, 2, 4, 6, 30
+OPTIMIZER = OptimizerSettings(learning_rate=0.01, warmup_steps=3, max_gradient_norm=0.5)
+CPU = torch.device("cpu")
+
+
+def make_objective() -> NextItemObjective:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "sequence_length": LENGTH, "dropout": 0.0}
+    encoder = ClickformerEncoder(ClickformerConfig(vocabulary_size=ITEMS, num_actions=4, **shape))
+    return NextItemObjective(encoder, ItemLoss(FullSoftmax(), torch.ones(ITEMS)))
+
+
+def make_batch(seed: int, num_examples: int) -> Batch:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, LENGTH + 1, num_examples)
+    real = np.arange(LENGTH) < lengths[:, None]
+    draw = {ITEM_INDEX: ITEMS, ACTION_INDEX: 4, GAP: 60, ELAPSED: 60, TARGET_ITEM_INDEX: ITEMS}
+    batch = {name: np.where(real, generator.integers(2, top, real.shape), 0) for name, top in draw.items()}
+    return batch | {PADDING_MASK: real}
+
+
+def step_batches(step: int, rank: int, accumulation: int) -> list[Batch]:
+    """A rank's share of the global batch; in step 4 rank 1 has nothing but padding."""
+    whole = make_batch(step, MICRO * WORLD_SIZE)
+    part = {name: array[rank * MICRO : (rank + 1) * MICRO] for name, array in whole.items()}
+    if step == 4 and rank == 1:
+        part = {name: np.zeros_like(array) for name, array in part.items()}
+    size = MICRO // accumulation
+    return [{name: array[i * size : (i + 1) * size] for name, array in part.items()} for i in range(accumulation)]
+
+
+def plain_losses() -> list[float]:
+    """The same steps in one process without DeepSpeed."""
+    objective = make_objective()
+    optimizer = torch.optim.AdamW(parameter_groups(objective, OPTIMIZER.weight_decay), lr=1.0)
+    losses = []
+    for step in range(NUM_STEPS):
+        parts = [step_batches(step, rank, 1)[0] for rank in range(WORLD_SIZE)]
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        loss = objective(to_tensors(whole, CPU), seed=0) / int((whole[TARGET_ITEM_INDEX] > 0).sum())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), OPTIMIZER.max_gradient_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(OPTIMIZER, step, NUM_STEPS)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def make_engine(stage: int, accumulation: int = 1) -> TrainEngine:
+    training = TrainingSettings(
+        global_batch_size=MICRO * WORLD_SIZE, micro_batch_size=MICRO // accumulation, zero_stage=stage
+    )
+    return TrainEngine(make_objective(), training, OPTIMIZER, CPU)
+
+
+def run_steps(engine: TrainEngine, steps: range, accumulation: int = 1) -> list[float]:
+    losses = []
+    for step in steps:
+        batches = step_batches(step, dist.get_rank(), accumulation)
+        weight = sum(int((batch[TARGET_ITEM_INDEX] > 0).sum()) for batch in batches)
+        losses.append(engine.step(batches, weight, step, step, NUM_STEPS).loss)
+    return losses
+
+
+def failure_of(engine: TrainEngine, url: str, fingerprint: str) -> str:
+    try:
+        resume(engine, url, fingerprint)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def resumed_losses(stage: int, url: str) -> dict[str, Any]:
+    """Five steps, a checkpoint, then the rest in a fresh engine; a torn newer checkpoint must not be used."""
+    first = make_engine(stage)
+    run_steps(first, range(5))
+    save_checkpoint(first, TrainPosition(epoch=0, step=5), url, "settings-a", keep=3)
+    run_steps(first, range(5, 6))
+    save_checkpoint(first, TrainPosition(epoch=0, step=6), url, "settings-a", keep=3)
+    if dist.get_rank() == 0:
+        newest = sorted(Path(url).iterdir())[-1]
+        largest = max(newest.rglob("*.pt"), key=lambda path: path.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-100])
+    dist.barrier()
+    second = make_engine(stage)
+    position = resume(second, url, "settings-a")
+    return {
+        "step": position.step,
+        "losses": run_steps(second, range(position.step, NUM_STEPS)),
+        "other_settings": failure_of(second, url, "settings-b"),
+    }
+
+
+def work(rank: int, port: int, folder: str, results: Any) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(WORLD_SIZE),
+    }
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE)
+    found: dict[str, Any] = {f"stage {stage}": run_steps(make_engine(stage), range(NUM_STEPS)) for stage in range(4)}
+    found["accumulated"] = run_steps(make_engine(1, accumulation=2), range(NUM_STEPS), accumulation=2)
+    for stage in (0, 1, 2, 3):
+        found[f"resumed {stage}"] = resumed_losses(stage, f"{folder}/stage-{stage}")
+    if rank == 0:
+        results.put(found)
+    dist.barrier()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Losses of every stage, run one after the other by the same two workers to save their start-up."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    arguments = (port, str(tmp_path_factory.mktemp("checkpoints")), results)
+    mp.start_processes(work, args=arguments, nprocs=WORLD_SIZE, join=True, start_method="spawn")
+    return results.get()
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_stage_gives_the_losses_of_plain_pytorch(found: dict[str, Any], stage: int) -> None:
+    np.testing.assert_allclose(found[f"stage {stage}"], plain_losses(), atol=1e-4, rtol=0)
+
+
+def test_accumulated_gradients_give_the_same_losses(found: dict[str, Any]) -> None:
+    np.testing.assert_allclose(found["accumulated"], found["stage 1"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_resumed_run_equals_the_undisturbed_one_and_skips_a_torn_checkpoint(found: dict[str, Any], stage: int) -> None:
+    resumed = found[f"resumed {stage}"]
+    assert resumed["step"] == 5
+    assert resumed["losses"] == found[f"stage {stage}"][5:], "bit-equal on the same number of workers"
+
+
+def test_checkpoint_of_other_settings_is_refused(found: dict[str, Any]) -> None:
+    message = found["resumed 1"]["other_settings"]
+    assert "settings-a" in message
+    assert "settings-b" in message
