@@ -122,8 +122,12 @@ class BucketWriter:
         return manifest
 
 
-def read_manifest(url: str) -> dict[str, Any]:
+def read_manifest(url: str, *, made_by: str = "the job that makes it") -> dict[str, Any]:
     """The manifest of a published output.
+
+    Args:
+        url: folder of the output.
+        made_by: what to run where nothing is published yet, for the message.
 
     Raises:
         DataContractError: nothing is published there.
@@ -132,7 +136,7 @@ def read_manifest(url: str) -> dict[str, Any]:
         return storage.read_json(storage.join(url, MANIFEST_NAME))
     except FileNotFoundError:
         raise DataContractError(
-            f"{url}: nothing is published here yet (no {MANIFEST_NAME}); run its job first"
+            f"{url}: nothing is published here yet (no {MANIFEST_NAME}); run {made_by} first"
         ) from None
 
 

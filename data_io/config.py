@@ -3,7 +3,7 @@
 Light to import: no Arrow, no NumPy. What a setting does is said in its docstring, which is also its line in --help.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -99,9 +99,13 @@ class TimeSplit(SettingsModel):
         given = (self.validation_cutoff_time, self.test_cutoff_time)
         if (given[0] is None) != (given[1] is None):
             raise ValueError("give both validation_cutoff_time and test_cutoff_time, or neither")
-        if given[0] is not None and given[1] is not None and given[0] >= given[1]:
+        if given[0] is not None and given[1] is not None and _utc(given[0]) >= _utc(given[1]):
             raise ValueError(f"validation_cutoff_time {given[0]} must lie before test_cutoff_time {given[1]}")
         return self
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class LeaveOneOut(SettingsModel):

@@ -252,7 +252,10 @@ def _write(url: str, fill: Callable[[Any], object]) -> None:
             fill(sink)
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{url}: cannot be written ({error.strerror}); choose another run_dir") from None
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as sink:

@@ -42,7 +42,7 @@ class SequenceStore:
         Raises:
             DataContractError: no store is published there.
         """
-        return cls(url, read_manifest(url))
+        return cls(url, read_manifest(url, made_by="clickformer build_sequences"))
 
     @property
     def fingerprint(self) -> str:

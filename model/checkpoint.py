@@ -174,7 +174,7 @@ def load_model(url: str) -> SavedModel:
         CheckpointError: nothing is published there, or a file differs from what was published.
     """
     try:
-        manifest = read_manifest(url)
+        manifest = read_manifest(url, made_by="clickformer pretrain or finetune")
     except DataContractError as error:
         raise CheckpointError(str(error)) from None
     with tempfile.TemporaryDirectory() as local:

@@ -136,7 +136,7 @@ class OutcomeTask(SettingsModel):
     """Which variant this is; another is chosen in the settings file."""
     horizon_days: float = Field(default=7.0, gt=0)
     """The outcome is 1 if a wanted event falls within this many days."""
-    actions: list[str] | None = None
+    actions: list[str] | None = Field(default=None, min_length=1)
     """Actions that count; None: any event, so that 1 minus the score is the probability of churn."""
     num_cutoffs: int = Field(default=8, ge=1)
     """Moments, one horizon apart and ending at the validation cutoff, at which training users are asked."""

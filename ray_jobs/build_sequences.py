@@ -123,7 +123,7 @@ def _write_buckets(
         return {"mark": [pickle.dumps(_commit(writer, bucket, num_buckets, events, schema, drop_duplicates))]}
 
     progress = Progress("build_sequences: buckets", num_buckets, "buckets")
-    progress.advance(len(done))
+    progress.resume_at(len(done))
     exchanged = (
         _fragments(log).map_batches(encode, batch_size=1).groupby(BUCKET, num_partitions=_partitions(num_buckets))
     )

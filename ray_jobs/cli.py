@@ -5,8 +5,10 @@ imports no job, so that --help answers at once.
 """
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import tyro
@@ -67,18 +69,34 @@ def parse_settings(job: str, arguments: list[str]) -> Settings:
     base = read_settings(path)
     sections = job_settings_type(job)
     default = sections.model_validate({name: getattr(base, name) for name in JOB_SECTIONS[job]})
+    said = io.StringIO()
     try:
-        chosen = tyro.cli(
-            sections,
-            args=overrides,
-            default=default,
-            prog=f"clickformer {job} SETTINGS.yaml",
-            description=f"{JOBS[job][0].upper()}{JOBS[job][1:]}.",
-            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        )
+        with redirect_stderr(said):
+            chosen = tyro.cli(
+                sections,
+                args=overrides,
+                default=default,
+                prog=f"clickformer {job} SETTINGS.yaml",
+                description=f"{JOBS[job][0].upper()}{JOBS[job][1:]}.",
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            )
         return Settings.model_validate(base.model_dump() | chosen.model_dump())
     except ValidationError as error:
         raise SettingsError(explain(error)) from None
+    except SystemExit as stop:
+        _explain_refusal(stop)
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+def _explain_refusal(stop: SystemExit) -> None:
+    """Where tyro stopped because a value broke a rule of ours, say it in our words."""
+    error, section = stop.__context__, ""
+    while error is not None and not isinstance(error, ValidationError):
+        section = str(getattr(error, "arg", ""))
+        error = error.__context__
+    if isinstance(error, ValidationError):
+        raise SettingsError(explain(error, section)) from None
 
 
 def _settings_file(job: str, arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -5,10 +5,10 @@ its command line. Light to import: no torch, no Ray.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
 from cluster.config import ClusterSettings
 from data_io.config import (
@@ -45,11 +45,11 @@ class ScoringSettings(SettingsModel):
 class EvaluationSettings(SettingsModel):
     """How models are held against what happened."""
 
-    ks: tuple[int, ...] = (5, 10, 20)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(5, 10, 20), min_length=1)
     """Cut-offs K of recall, NDCG and MRR."""
     exclude_seen: bool = False
     """Leave items of the user's own history out of the ranking; the figures say which."""
-    models: tuple[str, ...] = ("encoder",)
+    models: tuple[str, ...] = Field(default=("encoder",), min_length=1)
     """Models whose rankings are measured: encoder, and names of next_item tasks."""
     tasks: list[str] | None = None
     """Outcome tasks that are measured; None: all that are trained."""
@@ -59,6 +59,10 @@ class EvaluationSettings(SettingsModel):
     """Bootstrap resamples behind each 95 % interval."""
 
 
+RESERVED_NAMES = ("encoder", "next_item", "popularity", "own_history")
+"""The pretrained model, a table of the evaluation and its baselines: no task may be called so."""
+
+
 class Settings(SettingsModel):
     """One run, from log to report."""
 
@@ -66,7 +70,7 @@ class Settings(SettingsModel):
     """Folder of the run, local or s3://; every job reads and writes below it."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything drawn at random."""
-    target_actions: list[str] | None = None
+    target_actions: list[str] | None = Field(default=None, min_length=1)
     """Actions whose items are to be predicted, in training and evaluation; None: every action."""
     source: SourceSettings = SourceSettings()
     """A well-known data set to convert."""
@@ -91,6 +95,8 @@ class Settings(SettingsModel):
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
+        if self.finetune.name in RESERVED_NAMES:
+            raise ValueError(f"finetune.name {self.finetune.name} has a meaning of its own; choose another name")
         if isinstance(self.split, LeaveOneOut) and isinstance(self.finetune.task, OutcomeTask):
             raise ValueError(
                 "finetune.task outcome needs a moment in time, which split leave_one_out has not; use split kind time "
@@ -155,6 +161,8 @@ def read_settings(path: str | None) -> Settings:
         raise SettingsError(f"{path}: no such settings file") from None
     except IsADirectoryError:
         raise SettingsError(f"{path}: is a folder; give a YAML file") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid YAML ({error})") from None
     if not isinstance(content, dict):
@@ -165,13 +173,15 @@ def read_settings(path: str | None) -> Settings:
         raise SettingsError(f"{path}: {explain(error)}") from None
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, section: str = "") -> str:
     """A validation error in one line for each broken rule: the setting, the value and the rule."""
     lines: list[str] = []
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
+        place = ".".join(str(part) for part in (*section.split(), *problem["loc"]))
         rule = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "union_tag_not_found":
+            lines.append(f"{place}: say which kind it is: {', '.join(_kinds(_at(problem['loc'])))}")
+        elif problem["type"] == "extra_forbidden":
             lines.append(f"unknown setting {place}{_suggestion(problem['loc'])}")
         else:
             found = f" (found {problem['input']!r})" if problem["type"] != "value_error" and place else ""
@@ -182,9 +192,28 @@ def explain(error: ValidationError) -> str:
 def _suggestion(place: tuple[int | str, ...]) -> str:
     from difflib import get_close_matches
 
-    known = Settings.model_fields
-    for part in place[:-1]:
-        annotation = known[str(part)].annotation if str(part) in known else None
-        known = getattr(annotation, "model_fields", {})
+    known = {name: field for kind in _at(place[:-1]) for name, field in kind.model_fields.items()}
     close = get_close_matches(str(place[-1]), list(known), n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}" if known else ""
+
+
+def _at(place: tuple[int | str, ...]) -> list[type[BaseModel]]:
+    """The settings classes that may stand at a place, whose parts are field names and kinds of variants."""
+    found: list[type[BaseModel]] = [Settings]
+    for part in place:
+        if part in _kinds(found):
+            found = [variant for variant in found if variant.model_fields["kind"].default == part]
+        else:
+            fields = [variant.model_fields[str(part)] for variant in found if str(part) in variant.model_fields]
+            found = [variant for field in fields for variant in _classes(field.annotation)]
+    return found
+
+
+def _kinds(variants: list[type[BaseModel]]) -> list[str]:
+    return [variant.model_fields["kind"].default for variant in variants if "kind" in variant.model_fields]
+
+
+def _classes(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _classes(part)]

@@ -6,6 +6,7 @@ predicted at the cutoff. Per-user results are kept as Parquet; figures go to rep
 
 import pickle
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ def run(settings: Settings) -> str:
     """Evaluate the models of a run; returns the URL of the report's folder."""
     store, split = open_store(settings)
     url = storage.absolute(settings.place("report"))
+    evaluation = _plan(settings, store, split, url)
     with ray_session(settings.cluster):
-        evaluation = _plan(settings, store, split, url)
+        evaluation = replace(evaluation, popularity=_popularity(store, split))
         marks = _evaluate_buckets(settings, evaluation)
     for name, writer in evaluation.writers.items():
         if not is_published(writer.url, writer.fingerprint):
@@ -49,6 +51,8 @@ def run(settings: Settings) -> str:
 
 
 def _plan(settings: Settings, store: SequenceStore, split: Split, url: str) -> EvaluationRun:
+    """What is evaluated, checked before any cluster starts; popularity is counted later."""
+    store.action_indices(settings.target_actions)
     models = {name: find_recommender(settings, store, name) for name in settings.evaluation.models}
     tasks = find_tasks(settings, store, settings.evaluation.tasks) if split else {}
     used = {
@@ -66,7 +70,7 @@ def _plan(settings: Settings, store: SequenceStore, split: Split, url: str) -> E
         model_urls={name: folder.url for name, folder in models.items()},
         task_urls={name: folder.url for name, folder in tasks.items()},
         target_actions=settings.target_actions,
-        popularity=_popularity(store, split),
+        popularity=np.zeros(store.vocabulary.size),
         writers={name: BucketWriter(url=storage.join(url, "users", name), fingerprint=mark) for name in names},
         exclude_seen=settings.evaluation.exclude_seen,
         batch_size=settings.evaluation.batch_size,
@@ -90,7 +94,7 @@ def _evaluate_buckets(settings: Settings, evaluation: EvaluationRun) -> dict[str
     done = {name: writer.committed(num_buckets) for name, writer in evaluation.writers.items()}
     missing = [bucket for bucket in range(num_buckets) if any(bucket not in marks for marks in done.values())]
     progress = Progress("evaluate", num_buckets, "buckets")
-    progress.advance(num_buckets - len(missing))
+    progress.resume_at(num_buckets - len(missing))
     for row in map_buckets_in_actors(missing, Evaluator, evaluation, settings.cluster):
         for name, mark in pickle.loads(row["marks"]).items():
             done[name][mark["bucket"]] = mark

@@ -155,7 +155,7 @@ class ItemLearning:
     def build(self, index: StoreIndex) -> nn.Module:
         """The objective, its encoder fresh or pretrained."""
         encoder = self._encoder()
-        item_loss = ItemLoss(self.softmax, torch.from_numpy(index.item_counts))
+        item_loss = ItemLoss(self.softmax, torch.tensor(index.item_counts))
         match self.objective:
             case MaskedItem(mask_share=mask_share):
                 return MaskedItemObjective(encoder, item_loss, mask_share)
@@ -289,6 +289,7 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         "attention": "bidirectional" if masked else "causal",
     }
     _check_negatives(settings.pretrain.softmax, store)
+    store.action_indices(settings.target_actions)
     return ItemLearning(
         store=store,
         split=split,
@@ -311,6 +312,8 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
     url = settings.model_url("encoder")
     saved = load_model(url)
     check_vocabulary(saved.manifest, store, url)
+    free_parameters(saved.encoder, settings.finetune.trainable)
+    store.action_indices(settings.target_actions)
     config = saved.encoder.config.to_dict()
     kept = {name: config[name] for name in ("vocabulary_size", "num_actions", "attention", *_encoder_fields())}
     match settings.finetune.task:

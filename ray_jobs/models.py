@@ -32,7 +32,8 @@ def find_model(settings: Settings, store: SequenceStore, name: str) -> ModelFold
         SettingsError: it was trained on another vocabulary.
     """
     url = storage.absolute(settings.model_url(name))
-    manifest = read_manifest(url)
+    job = "pretrain" if name == "encoder" else "finetune"
+    manifest = read_manifest(url, made_by=f"clickformer {job}")
     check_vocabulary(manifest, store, url)
     return ModelFolder(url=url, manifest=manifest)
 

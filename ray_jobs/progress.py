@@ -17,17 +17,21 @@ class Progress:
 
     def __init__(self, name: str, total: int, unit: str) -> None:
         self._name, self._total, self._unit = name, total, unit
-        self._done = 0
+        self._done = self._earlier = 0
         self._began = self._said = time.monotonic()
+
+    def resume_at(self, done: int) -> None:
+        """Count work as done by an earlier run: it says nothing about how fast this one is."""
+        self._done = self._earlier = done
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count work as done."""
         self._done += count
         now = time.monotonic()
-        if not self._done or now - self._said < _SECONDS_BETWEEN_LINES:
+        if self._done == self._earlier or now - self._said < _SECONDS_BETWEEN_LINES:
             return
         self._said = now
-        left = (now - self._began) / max(self._done, 1) * (self._total - self._done)
+        left = (now - self._began) / max(self._done - self._earlier, 1) * (self._total - self._done)
         suffix = f", {note}" if note else ""
         say(f"{self._name}: {self._done:,} of {self._total:,} {self._unit}, {describe_seconds(left)} left{suffix}")
 

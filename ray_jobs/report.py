@@ -35,7 +35,7 @@ def plot_ranking(figures: dict[str, Any]) -> str:
     metric = figures["headline"]
     for place, (name, metrics) in enumerate(figures["rankers"].items()):
         value = metrics[metric]
-        error = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
+        error = [[max(0.0, value["value"] - value["low"])], [max(0.0, value["high"] - value["value"])]]
         axes.barh(place, value["value"], xerr=error, color=_colour(name), capsize=3)
         axes.text(value["high"], place, f" {value['value']:.4f}", va="center")
     axes.set_yticks(range(len(figures["rankers"])), list(figures["rankers"]))

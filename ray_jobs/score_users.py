@@ -66,7 +66,7 @@ def _plan(settings: Settings, store: SequenceStore, url: str) -> ScoreRun:
 
 def _score_buckets(settings: Settings, score_run: ScoreRun, progress: Progress) -> dict[int, dict[str, Any]]:
     marks = score_run.writer.committed(score_run.store.num_buckets)
-    progress.advance(sum(mark["num_users"] for mark in marks.values()))
+    progress.resume_at(sum(mark["num_users"] for mark in marks.values()))
     missing = [bucket for bucket in range(score_run.store.num_buckets) if bucket not in marks]
     for row in map_buckets_in_actors(missing, Scorer, score_run, settings.cluster):
         mark = pickle.loads(row["mark"])

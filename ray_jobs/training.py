@@ -1,5 +1,6 @@
 """How the driver runs a training: count the store with Ray Data, train with Ray Train, publish the best model."""
 
+import os
 import pickle
 import uuid
 from typing import Any
@@ -120,6 +121,7 @@ def _run_workers(run: TrainRun, cluster: ClusterSettings) -> None:
     def worker(_: dict[str, Any]) -> None:
         train_loop(ray.get(run_ref), get_device())
 
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.worker_timeout_s)
     filesystem, path = storage.locate(storage.join(run.work_url, "ray_train"))
     filesystem.create_dir(path, recursive=True)
     trainer = TorchTrainer(

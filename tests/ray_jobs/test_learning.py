@@ -1,0 +1,350 @@
+"""What is learned: examples that stop at the cutoff, counts against naive loops, and tasks that do not suit refused."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+
+from data_io.batch import TARGET_ITEM_INDEX, merge_batches
+from data_io.buckets import BucketWriter
+from data_io.config import SettingsError
+from data_io.features import FEATURE_NAMES
+from data_io.schema import store_schema
+from data_io.sequences import Sequences
+from data_io.splits import DAY_US, Cutoffs
+from data_io.store import SequenceStore
+from data_io.vocabulary import write_vocabulary
+from model.checkpoint import CheckpointError, save_model
+from model.encoder import ClickformerConfig, ClickformerEncoder
+from model.heads import ClickformerForOutcome
+from model.objectives import MaskedItemObjective, NextItemObjective, OutcomeObjective
+from ray_jobs.config import Settings
+from ray_jobs.learning import (
+    ItemLearning,
+    OutcomeLearning,
+    count_bucket,
+    count_items,
+    finetuning,
+    pretraining,
+    rank_buckets,
+    sample_validation,
+)
+
+SPLIT = Cutoffs(validation=6 * DAY_US, test=8 * DAY_US, end=10 * DAY_US)
+ENCODER = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "sequence_length": 4, "dropout": 0.0}
+VIEW, BUY = 2, 3
+USERS: list[list[tuple[float, int, int]]] = [
+    [(day, 2 + day % 4, VIEW) for day in range(10)],
+    [(0, 2, VIEW), (1, 3, BUY), (5.9, 4, BUY), (6, 5, BUY), (9, 2, VIEW)],
+    [(2, 0, VIEW), (3, 1, VIEW), (4, 5, VIEW)],
+    [(7, 3, BUY)],
+]
+"""(day, item index, action index) of each user's events; 0 is a search without item, 1 an item nobody knows."""
+
+MakeStore = Callable[..., SequenceStore]
+MakeSettings = Callable[..., Settings]
+SaveEncoder = Callable[..., ClickformerEncoder]
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> MakeStore:
+    """The store of USERS under RUN_DIR/store; its items are i2, i3, ..."""
+
+    def make(num_items: int = 4) -> SequenceStore:
+        url = str(tmp_path / "store")
+        columns = list(zip(*([[*zip(*events, strict=True)] for events in USERS]), strict=True))
+        times = [[int(day * DAY_US) for day in days] for days in columns[0]]
+        names = [f"u{row}" for row in range(len(USERS))]
+        content = {"user_id": names, "item_index": columns[1], "action_index": columns[2], "event_time": times}
+        rows = pa.table(content, schema=store_schema("string", ()))
+        items = pl.DataFrame({"item_id": [f"i{index + 2}" for index in range(num_items)], "count": [1] * num_items})
+        facts = {"num_buckets": 1, "num_users": len(USERS), "actions": ["view", "buy"], "last_minute": 0}
+        facts["vocabulary_sha256"] = write_vocabulary(url, items)
+        writer = BucketWriter(url=url, fingerprint="store")
+        writer.publish([writer.commit(0, 1, rows, {})], facts)
+        return SequenceStore.open(url)
+
+    return make
+
+
+@pytest.fixture
+def store(make_store: MakeStore) -> SequenceStore:
+    return make_store()
+
+
+@pytest.fixture
+def sequences(store: SequenceStore) -> Sequences:
+    return store.read_sequences(0)
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> MakeSettings:
+    def make(**sections: Any) -> Settings:
+        content = {"run_dir": str(tmp_path), "encoder": ENCODER, "pretrain": {"softmax": {"kind": "full"}}}
+        return Settings.model_validate(content | sections)
+
+    return make
+
+
+@pytest.fixture
+def save_encoder(make_settings: MakeSettings) -> SaveEncoder:
+    """Publishes a fresh encoder for a store as the run's pretrained one."""
+
+    def save(store: SequenceStore, attention: str = "causal", **facts: Any) -> ClickformerEncoder:
+        torch.manual_seed(0)
+        size = {"vocabulary_size": store.vocabulary.size, "num_actions": 4, "attention": attention}
+        encoder = ClickformerEncoder(ClickformerConfig(**ENCODER, **size))  # pyright: ignore[reportArgumentType]
+        manifest = {"kind": "next_item", "vocabulary_sha256": store.manifest["vocabulary_sha256"]}
+        save_model(encoder, store.url, make_settings().model_url("encoder"), manifest | facts)
+        return encoder
+
+    return save
+
+
+@pytest.fixture
+def item_learning(store: SequenceStore, make_settings: MakeSettings) -> ItemLearning:
+    return pretraining(make_settings(), store, SPLIT)
+
+
+@pytest.fixture
+def masked_learning(store: SequenceStore, make_settings: MakeSettings) -> ItemLearning:
+    section = {"softmax": {"kind": "full"}, "objective": {"kind": "masked_item", "mask_share": 0.5}}
+    return pretraining(make_settings(pretrain=section), store, SPLIT)
+
+
+@pytest.fixture
+def outcome_learning(
+    store: SequenceStore,
+    make_settings: MakeSettings,
+    save_encoder: SaveEncoder,
+) -> OutcomeLearning:
+    save_encoder(store)
+    task = {"kind": "outcome", "horizon_days": 2, "num_cutoffs": 2, "actions": ["buy"]}
+    learning = finetuning(make_settings(finetune={"task": task, "trainable": {"kind": "frozen"}}), store, SPLIT)
+    assert isinstance(learning, OutcomeLearning)
+    return learning
+
+
+def test_no_training_window_touches_an_event_from_the_cutoff_on(
+    item_learning: ItemLearning, sequences: Sequences
+) -> None:
+    examples = item_learning.make_examples(sequences)
+    assert len(examples)
+    last_read = sequences.event_time[examples.end]  # the target of a window's last input
+    assert last_read.max() < SPLIT.validation
+    assert set(examples.row) == {0, 1, 2}, "the user without history is not trained on"
+
+
+def test_the_target_of_an_event_is_the_item_after_it(item_learning: ItemLearning, sequences: Sequences) -> None:
+    examples = item_learning.make_examples(sequences)
+    batch = item_learning.make_batch(sequences, examples.take(np.flatnonzero(examples.row == 1)))
+    assert batch["item_index"].tolist() == [[2, 3]]
+    assert batch[TARGET_ITEM_INDEX].tolist() == [[3, 4]]
+
+
+def test_what_has_no_known_item_is_no_target(item_learning: ItemLearning, sequences: Sequences) -> None:
+    examples = item_learning.make_examples(sequences)
+    batch = item_learning.make_batch(sequences, examples.take(np.flatnonzero(examples.row == 2)))
+    assert batch["item_index"].tolist() == [[0, 1]]
+    assert batch[TARGET_ITEM_INDEX].tolist() == [[0, 5]]
+    assert item_learning.num_targets(batch) == 1
+
+
+def test_only_wanted_actions_are_targets(
+    store: SequenceStore, sequences: Sequences, make_settings: MakeSettings
+) -> None:
+    learning = pretraining(make_settings(target_actions=["buy"]), store, SPLIT)
+    batch = learning.make_batch(sequences, learning.make_examples(sequences))
+    assert learning.num_targets(batch) == 2
+    assert learning.describe() == {"kind": "next_item", "target_actions": ["buy"]}
+    validation = learning.validation_examples(sequences)
+    assert (validation.row.tolist(), validation.target.tolist()) == ([1], [5])
+
+
+def test_hidden_items_stand_for_all_known_ones(masked_learning: ItemLearning, sequences: Sequences) -> None:
+    examples = masked_learning.make_examples(sequences)
+    batch = masked_learning.make_batch(sequences, examples)
+    assert masked_learning.num_targets(batch) == int((batch["item_index"] >= 2).sum()) > 0
+
+
+def test_an_empty_batch_asks_nothing_and_mixes_with_others(
+    item_learning: ItemLearning, masked_learning: ItemLearning, outcome_learning: OutcomeLearning, sequences: Sequences
+) -> None:
+    for learning in (item_learning, masked_learning, outcome_learning):
+        empty = learning.empty_batch()
+        batch = learning.make_batch(sequences, learning.make_examples(sequences))
+        assert learning.num_targets(empty) == 0
+        assert learning.num_targets(merge_batches([batch, empty])) == learning.num_targets(batch)
+
+
+def test_an_objective_is_built_for_each_kind_of_task(
+    item_learning: ItemLearning, masked_learning: ItemLearning, outcome_learning: OutcomeLearning, sequences: Sequences
+) -> None:
+    next_item = item_learning.build(count_bucket(item_learning, sequences))
+    assert isinstance(next_item, NextItemObjective)
+    encoder = item_learning.model_of(next_item)
+    assert (encoder.config.attention, encoder.config.vocabulary_size, encoder.config.num_actions) == ("causal", 6, 4)
+    masked = masked_learning.build(count_bucket(masked_learning, sequences))
+    assert isinstance(masked, MaskedItemObjective)
+    assert masked_learning.model_of(masked).config.attention == "bidirectional"
+    outcome = outcome_learning.build(count_bucket(outcome_learning, sequences))
+    assert isinstance(outcome, OutcomeObjective)
+    assert isinstance(outcome_learning.model_of(outcome), ClickformerForOutcome)
+
+
+def test_items_are_counted_before_the_cutoff_only(item_learning: ItemLearning, sequences: Sequences) -> None:
+    naive = np.zeros(6, np.int64)
+    for events in USERS:
+        for day, item, _ in events:
+            naive[item] += day < 6 and item >= 2
+    counted = count_bucket(item_learning, sequences)
+    assert counted.item_counts.tolist() == naive.tolist()
+    assert counted.num_examples.tolist() == [len(item_learning.make_examples(sequences))]
+
+
+def test_items_are_counted_up_to_each_user_s_own_end(sequences: Sequences) -> None:
+    ends = sequences.starts + np.array([3, 0, 3, 1])
+    counted = count_items(sequences, ends, vocabulary_size=7)
+    assert counted.tolist() == [0, 0, 1, 2, 1, 1, 0]
+    assert not count_items(sequences, sequences.starts, vocabulary_size=7).any()
+
+
+def test_outcomes_are_asked_a_horizon_apart_and_end_with_training(
+    outcome_learning: OutcomeLearning, sequences: Sequences
+) -> None:
+    assert outcome_learning.cutoffs.tolist() == [2 * DAY_US, 4 * DAY_US]
+    assert outcome_learning.cutoffs.max() + 2 * DAY_US == SPLIT.validation
+    examples = outcome_learning.make_examples(sequences)
+    asked = list(zip(examples.row.tolist(), (examples.now // DAY_US).tolist(), examples.target.tolist(), strict=True))
+    # User 1 buys at day 5.9, inside the second horizon; user 2 is new at the second cutoff; user 3 has no history.
+    assert asked == [(0, 2, 0), (1, 2, 0), (0, 4, 0), (1, 4, 1), (2, 4, 0)]
+
+
+def test_an_outcome_is_validated_at_the_validation_cutoff(
+    outcome_learning: OutcomeLearning, sequences: Sequences
+) -> None:
+    examples = outcome_learning.validation_examples(sequences)
+    assert set(examples.now.tolist()) == {SPLIT.validation}
+    assert (examples.row.tolist(), examples.target.tolist()) == ([0, 1, 2], [0, 1, 0])
+
+
+def test_a_head_starts_on_the_pretrained_encoder_with_the_features_scale(
+    outcome_learning: OutcomeLearning, sequences: Sequences
+) -> None:
+    index = count_bucket(outcome_learning, sequences)
+    batch = outcome_learning.make_batch(sequences, outcome_learning.make_examples(sequences))
+    model = outcome_learning.model_of(outcome_learning.build(index))
+    assert index.feature_sums.shape == (3, len(FEATURE_NAMES))
+    torch.testing.assert_close(model.head.feature_mean, torch.from_numpy(batch["features"].mean(axis=0)))
+    pretrained = ClickformerEncoder.from_pretrained(outcome_learning.pretrained_url).state_dict()
+    assert all(torch.equal(weight, pretrained[name]) for name, weight in model.encoder.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
+
+
+def test_validation_gives_a_row_for_each_example(
+    item_learning: ItemLearning, outcome_learning: OutcomeLearning, sequences: Sequences
+) -> None:
+    for learning, width in ((item_learning, 1), (outcome_learning, 2)):
+        model = learning.model_of(learning.build(count_bucket(learning, sequences))).eval()
+        examples = learning.validation_examples(sequences)
+        values = learning.validate(model, sequences, examples)  # pyright: ignore[reportArgumentType]
+        assert values.shape == (len(examples), width)
+        assert ((values >= 0) & (values <= 1)).all()
+        assert learning.validate(model, sequences, examples.take(np.zeros(0, int))).shape == (0, width)  # pyright: ignore
+
+
+def test_metrics_of_known_values(item_learning: ItemLearning, outcome_learning: OutcomeLearning) -> None:
+    assert item_learning.metric(np.array([[1.0], [0.0]])) == ("ndcg_at_10", 0.5)
+    assert item_learning.metric(np.zeros((0, 2))) == ("ndcg_at_10", 0.0)
+    assert outcome_learning.metric(np.array([[0, 0.1], [1, 0.9]])) == ("auc", 1.0)
+    assert outcome_learning.metric(np.array([[1, 0.1], [1, 0.9]])) == ("auc", 0.5), "one outcome only"
+    assert outcome_learning.metric(np.zeros((0, 2))) == ("auc", 0.5)
+
+
+def test_what_is_learned_travels_by_pickle(
+    item_learning: ItemLearning, outcome_learning: OutcomeLearning, sequences: Sequences
+) -> None:
+    for learning in (item_learning, outcome_learning):
+        copy = pickle.loads(pickle.dumps(learning))
+        assert copy.describe() == learning.describe()
+        assert len(copy.make_examples(sequences)) == len(learning.make_examples(sequences))
+
+
+def test_a_validation_sample_is_small_and_always_the_same(item_learning: ItemLearning, sequences: Sequences) -> None:
+    every = sample_validation(item_learning, sequences, quota=10, seed=0)
+    assert every.row.tolist() == [0, 1]
+    first, again = (sample_validation(item_learning, sequences, quota=1, seed=0).row.tolist() for _ in range(2))
+    assert first == again
+    assert len(first) == 1
+
+
+@pytest.mark.parametrize(("num_buckets", "world_size"), [(8, 1), (8, 3), (2, 4), (0, 2)])
+def test_every_bucket_is_validated_by_one_rank(num_buckets: int, world_size: int) -> None:
+    taken = [bucket for rank in range(world_size) for bucket in rank_buckets(num_buckets, rank, world_size)]
+    assert sorted(taken) == list(range(num_buckets))
+
+
+def test_negatives_need_two_items(make_store: MakeStore, make_settings: MakeSettings) -> None:
+    with pytest.raises(SettingsError, match="softmax kind sampled needs at least two items in the vocabulary; use"):
+        pretraining(make_settings(pretrain={"softmax": {"kind": "sampled"}}), make_store(num_items=1), SPLIT)
+
+
+def test_an_unknown_target_action_is_refused_before_training(store: SequenceStore, make_settings: MakeSettings) -> None:
+    with pytest.raises(SettingsError, match="action buys is not in the log; it has view, buy"):
+        pretraining(make_settings(target_actions=["buys"]), store, SPLIT)
+
+
+def test_finetuning_needs_an_encoder(store: SequenceStore, make_settings: MakeSettings) -> None:
+    with pytest.raises(CheckpointError, match="encoder: nothing is published here yet"):
+        finetuning(make_settings(), store, SPLIT)
+
+
+def test_an_encoder_of_another_vocabulary_is_refused(
+    store: SequenceStore, make_settings: MakeSettings, save_encoder: SaveEncoder
+) -> None:
+    save_encoder(store, vocabulary_sha256="0123456789abcdef")
+    with pytest.raises(SettingsError, match=r"was trained on vocabulary 0123456789ab, the store .*: train it again"):
+        finetuning(make_settings(), store, SPLIT)
+
+
+def test_next_items_need_a_causal_encoder(
+    store: SequenceStore, make_settings: MakeSettings, save_encoder: SaveEncoder
+) -> None:
+    save_encoder(store, attention="bidirectional")
+    with pytest.raises(
+        SettingsError, match="next_item needs a causal encoder, and this one was pretrained with masked"
+    ):
+        finetuning(make_settings(finetune={"task": {"kind": "next_item"}}), store, SPLIT)
+
+
+def test_a_next_item_task_goes_on_from_the_encoder(
+    store: SequenceStore, sequences: Sequences, make_settings: MakeSettings, save_encoder: SaveEncoder
+) -> None:
+    encoder = save_encoder(store)
+    section = {"task": {"kind": "next_item", "softmax": {"kind": "full"}}, "trainable": {"kind": "full"}}
+    learning = finetuning(make_settings(finetune=section), store, SPLIT)
+    assert isinstance(learning, ItemLearning)
+    built = learning.model_of(learning.build(count_bucket(learning, sequences))).state_dict()
+    assert all(torch.equal(weight, built[name]) for name, weight in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("finetune", "rule"),
+    [
+        ({"task": {"kind": "outcome", "actions": ["buys"]}}, "action buys is not in the log; it has view, buy"),
+        ({"trainable": {"kind": "top", "num_layers": 3}}, "num_layers is 3, but the encoder has 1 blocks"),
+    ],
+    ids=["unknown action", "more free blocks than there are"],
+)
+def test_a_task_that_does_not_suit_is_refused_before_training(
+    store: SequenceStore, make_settings: MakeSettings, save_encoder: SaveEncoder, finetune: dict[str, Any], rule: str
+) -> None:
+    save_encoder(store)
+    with pytest.raises(SettingsError, match=rule):
+        finetuning(make_settings(finetune=finetune), store, SPLIT)

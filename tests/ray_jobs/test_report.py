@@ -1,0 +1,134 @@
+"""The report page: one self-contained file that shows every figure and hides none."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+
+from ray_jobs.report import plot_calibration, plot_ranking, plot_recall, plot_roc, write_report
+
+
+def make_interval(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+
+def make_next_item() -> dict[str, Any]:
+    metrics = ("recall_at_5", "ndcg_at_5", "recall_at_10", "ndcg_at_10")
+    values = {"encoder": 0.25, "popularity": 0.1, "own_history": 0.2}
+    rankers: dict[str, Any] = {
+        name: {metric: make_interval(value) for metric in metrics} for name, value in values.items()
+    }
+    rankers["encoder"]["gain_over"] = {"popularity": make_interval(0.15), "own_history": make_interval(0.05)}
+    return {"num_users": 1_234, "headline": "ndcg_at_10", "rankers": rankers}
+
+
+def make_outcome() -> dict[str, Any]:
+    return {
+        "num_users": 800,
+        "rate": 0.125,
+        "auc": make_interval(0.75),
+        "log_loss": 0.31,
+        "mean_rate_log_loss": 0.37,
+        "best_feature": {"name": "recency_days", "validation_auc": 0.7, "auc": make_interval(0.71)},
+        "calibration": [{"predicted": 0.1, "observed": 0.05}, {"predicted": 0.2, "observed": 0.25}],
+        "curve": [(0.0, 0.0), (0.2, 0.7), (1.0, 1.0)],
+        "feature_curve": [(0.0, 0.0), (0.3, 0.6), (1.0, 1.0)],
+    }
+
+
+def make_report(**parts: Any) -> dict[str, Any]:
+    data = {"num_users": 2_469, "num_events": 90, "num_items": 33, "num_rows": 100, "num_quarantined": 7}
+    data |= {"num_duplicates": 3, "reasons": {"empty_user_id": 7}, "actions": {"<b>buy</b>": 90}}
+    report = {
+        "verdicts": ["encoder loses to own_history in ndcg_at_10: 0.1 against 0.2"],
+        "next_item": make_next_item(),
+        "outcomes": {"purchase_7d": make_outcome()},
+        "protocol": {"ranking": "full catalogue", "interval": "95 %, 50 resamples"},
+        "data": data,
+        "models": {"encoder": {"fingerprint": "c0ffee"}},
+        "settings": {"run_dir": "runs/x"},
+    }
+    return report | parts
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of `make_report`."""
+    path = tmp_path_factory.mktemp("report") / "index.html"
+    write_report(str(path), make_report())
+    return path.read_text()
+
+
+def test_the_page_needs_nothing_but_itself(page: str) -> None:
+    assert not re.findall(r"<(?:script|link|img|iframe)\b|@import|url\(\s*[\"']?https?:|src=", page)
+
+
+def test_the_page_shows_figures_with_their_intervals(page: str) -> None:
+    assert '0.2500 <span class="interval">[0.2400, 0.2600]</span>' in page
+    assert "1,234 users with history" in page
+    assert "2,469 users" in page
+    assert "c0ffee" in page
+
+
+def test_the_page_says_what_is_worse(page: str) -> None:
+    assert "<li>encoder loses to own_history in ndcg_at_10: 0.1 against 0.2</li>" in page
+
+
+def test_rows_add_up_on_the_page(page: str) -> None:
+    assert "100 rows = 90 kept + 7 quarantined + 3 duplicates. Quarantined: empty_user_id 7." in page
+
+
+def test_an_outcome_has_its_section_its_baselines_and_its_plots(page: str) -> None:
+    section = page.split("<h2>Outcome: purchase_7d</h2>")[1].split("<h2>")[0]
+    assert "800 users at the test cutoff, 12.5 % with the outcome" in section
+    assert "best single feature: recency_days" in section
+    assert "0.3700" in section, "log loss of the mean rate"
+    assert section.count("<svg") == 2
+    assert page.count("<svg") == 4
+
+
+def test_names_from_the_log_are_escaped(page: str) -> None:
+    assert "&lt;b&gt;buy&lt;/b&gt;" in page
+    assert "<b>buy" not in page
+
+
+def test_a_run_without_outcomes_has_no_section_for_them(tmp_path: Path) -> None:
+    write_report(str(tmp_path / "index.html"), make_report(outcomes={}))
+    assert "Outcome:" not in (tmp_path / "index.html").read_text()
+
+
+def test_a_figure_that_is_missing_is_an_error_and_not_a_blank(tmp_path: Path) -> None:
+    with pytest.raises(jinja2.UndefinedError, match="ranking"):
+        write_report(str(tmp_path / "index.html"), make_report(protocol={"interval": "none"}, outcomes={}))
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_equal_figures_give_an_equal_plot() -> None:
+    assert plot_roc(make_outcome()) == plot_roc(make_outcome())
+
+
+def test_plots_name_every_ranker_and_the_metric() -> None:
+    ranking, recall = plot_ranking(make_next_item()), plot_recall(make_next_item())
+    for name in ("encoder", "popularity", "own_history"):
+        assert f"<!-- {name} -->" in ranking
+        assert f"<!-- {name} -->" in recall
+    assert "ndcg_at_10" in ranking
+    assert "recall at K" in recall
+
+
+def test_figures_that_are_no_numbers_can_be_drawn() -> None:
+    nothing = dict.fromkeys(("value", "low", "high"), float("nan"))
+    figures = make_next_item()
+    figures["rankers"]["encoder"] = dict.fromkeys(("recall_at_5", "recall_at_10", "ndcg_at_10"), nothing)
+    outcome = make_outcome() | {"auc": nothing, "curve": [(0.0, 0.0)], "calibration": []}
+    drawn = (plot_ranking(figures), plot_recall(figures), plot_roc(outcome), plot_calibration(outcome))
+    assert all(plot.startswith("<svg") for plot in drawn)
+
+
+def test_an_interval_that_misses_its_value_by_chance_can_be_drawn() -> None:
+    """Few resamples of skewed values do that, and a report must not fail after all the work is done."""
+    figures = make_next_item()
+    figures["rankers"]["encoder"]["ndcg_at_10"] = {"value": 0.30, "low": 0.31, "high": 0.40}
+    assert plot_ranking(figures).startswith("<svg")
