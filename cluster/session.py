@@ -44,6 +44,8 @@ def _quieten() -> None:
 
 
 def _quieten_loggers() -> None:
+    # Ray Data sets its levels up when it is imported, so it has to be imported first.
+    import ray.data  # noqa: F401
 
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)

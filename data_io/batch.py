@@ -33,7 +33,7 @@ FEATURES: Final = "features"
 Batch = dict[str, np.ndarray]
 
 NUM_TIME_BUCKETS: Final = 64
-"""Half-octaves of seconds: bucket 0 means no event before, 1 under a second, 63 beyond 68 years."""
+"""Half-octaves of seconds: bucket 0 means no event before, 1 under 0.41 s, 63 beyond 68 years."""
 
 
 def time_bucket(seconds: np.ndarray) -> np.ndarray:
@@ -97,6 +97,6 @@ def _widen(name: str, array: np.ndarray, length: int) -> np.ndarray:
 
 def padding_batch(num_examples: int) -> Batch:
     """A batch without a single real event."""
-    zeros = np.zeros((num_examples, 1), np.int64)
     names = (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED)
-    return dict.fromkeys(names, zeros) | {PADDING_MASK: zeros.astype(bool)}
+    batch = {name: np.zeros((num_examples, 1), np.int64) for name in names}
+    return batch | {PADDING_MASK: np.zeros((num_examples, 1), bool)}

@@ -66,7 +66,7 @@ class EventSettings(SettingsModel):
     max_bad_share: float = Field(default=0.001, ge=0, le=1)
     """Largest share of quarantined rows (0 to 1) a build accepts before it fails."""
     drop_duplicates: bool = True
-    """Drop all but the first of events equal in user, item, action, time and session, and count them."""
+    """Drop all but the first of events that are equal in every contract column, and count them."""
 
 
 class StoreSettings(SettingsModel):

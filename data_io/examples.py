@@ -1,8 +1,8 @@
 """Examples: which events of which user form one input of the network, and what is asked about it.
 
 An example is a span of a bucket's flat events plus the moment of prediction. Training windows, histories to score and
-outcomes to learn are all examples, so that one collate function serves them all. Invariant: no event at or after the
-moment of prediction lies in an example's span.
+outcomes to learn are all examples, so that one collate function serves them all. Invariant: no event after the moment
+of prediction, and none at or after a cutoff, lies in an example's span.
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,8 @@ def history_examples(sequences: Sequences, now: int | None, length: int) -> Exam
         length: most events a span may hold.
     """
     ends = sequences.ends if now is None else ends_before(sequences, now)
-    last = sequences.event_time[np.maximum(ends - 1, 0)] if len(sequences.event_time) else np.zeros(0, np.int64)
+    no_event = np.zeros(len(ends), np.int64)
+    last = sequences.event_time[np.maximum(ends - 1, 0)] if len(sequences.event_time) else no_event
     moments = last + 1 if now is None else np.full(len(ends), now)
     return _spans(sequences, np.arange(len(ends)), ends, moments, length, np.zeros(len(ends), np.int32))
 

@@ -21,13 +21,15 @@ FEATURE_NAMES = (
     *(f"active_days_{days}d" for days in WINDOW_DAYS),
 )
 """Columns of the feature matrix, in order; an active day is a UTC day with at least one event."""
+MAX_RECENCY_DAYS = 3650.0
+"""Recency of a history that is older, or that holds no event."""
 
 
 def history_features(sequences: Sequences, examples: Examples) -> np.ndarray:
     """[N, F] float32 features of each example's whole history, unscaled, in the order of FEATURE_NAMES."""
     begin, end = sequences.starts[examples.row], examples.end
     if not len(sequences.event_time):
-        return np.zeros((len(examples), len(FEATURE_NAMES)), np.float32)
+        return _features_without_events(len(examples))
     time = sequences.event_time
     day = time // DAY_US
     starts_day = np.ones(len(time), np.int64)
@@ -42,11 +44,17 @@ def history_features(sequences: Sequences, examples: Examples) -> np.ndarray:
     num_events = end - begin
     active_days = days_so_far[end] - days_so_far[begin]
     mean_gap = tenure / np.maximum(active_days, 1)
-    columns = [np.minimum(recency, 3650.0), tenure, num_events, active_days, mean_gap]
+    columns = [np.minimum(recency, MAX_RECENCY_DAYS), tenure, num_events, active_days, mean_gap]
     since = [_first_since(time, begin, end, examples.now - days * DAY_US) for days in WINDOW_DAYS]
     columns += [end - place for place in since]
     columns += [_days_between(starts_day, days_so_far, place, end) for place in since]
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _features_without_events(num_examples: int) -> np.ndarray:
+    features = np.zeros((num_examples, len(FEATURE_NAMES)), np.float32)
+    features[:, FEATURE_NAMES.index("recency_days")] = MAX_RECENCY_DAYS
+    return features
 
 
 def _first_since(time: np.ndarray, begin: np.ndarray, end: np.ndarray, moment: np.ndarray) -> np.ndarray:

@@ -4,8 +4,9 @@ Invariant: the order is a function of seed, epoch and the example counts only, n
 timing; every rank takes the same number of steps, and each example of the epoch is trained on exactly once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -64,5 +65,10 @@ class EpochOrder:
     def _ends(self) -> np.ndarray:
         return np.cumsum(self.counts[self._order])
 
-    def _permutation(self, bucket: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, self.epoch, bucket]).permutation(int(self.counts[bucket]))
+    @cached_property
+    def _permutation(self) -> Callable[[int], np.ndarray]:
+        @lru_cache(maxsize=2)  # a micro-batch lies in one bucket, now and then in two
+        def permutation(bucket: int) -> np.ndarray:
+            return np.random.default_rng([self.seed, self.epoch, bucket]).permutation(int(self.counts[bucket]))
+
+        return permutation

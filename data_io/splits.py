@@ -6,7 +6,7 @@ papers: it leaks time between users, as theirs do.
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from data_io.store import MINUTE_US
 
 Stage = Literal["validation", "test"]
 DAY_US = 86_400_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +64,11 @@ def resolve_split(settings: TimeSplit | LeaveOneOut, minutes: np.ndarray, counts
         train_share = 1 - settings.validation_share - settings.test_share
         validation = _minute_after(minutes, cumulative, train_share)
         test = _minute_after(minutes, cumulative, 1 - settings.test_share)
-    if not int(minutes[0]) * MINUTE_US < validation < test < end:
+    begins = minutes.astype(np.int64) * MINUTE_US
+    between = (begins < test) & (begins + MINUTE_US > validation)
+    if not (begins[0] < validation < test < end and between.any()):
         raise DataContractError(
-            f"the time split is empty on one side: log from {_text(int(minutes[0]) * MINUTE_US)} to {_text(end)}, "
+            f"the time split leaves a part without events: log from {_text(int(minutes[0]) * MINUTE_US)} to {_text(end)}, "
             f"validation cutoff {_text(validation)}, test cutoff {_text(test)}; set split.validation_cutoff_time and "
             "split.test_cutoff_time inside the log, or split kind leave_one_out"
         )
@@ -100,7 +103,7 @@ def _minute_after(minutes: np.ndarray, cumulative: np.ndarray, share: float) -> 
 
 def _micros(moment: datetime) -> int:
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return int(aware.timestamp() * 1_000_000)
+    return (aware - _EPOCH) // timedelta(microseconds=1)
 
 
 def _text(micros: int) -> str:

@@ -221,7 +221,9 @@ def test_a_missing_bucket_file_is_detected(tmp_path: Path) -> None:
 
 
 def test_nothing_published_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataContractError, match=rf"nothing is published here yet \(no {MANIFEST_NAME}\); run its job"):
+    with pytest.raises(
+        DataContractError, match=rf"nothing is published here yet \(no {MANIFEST_NAME}\); run the job that makes"
+    ):
         read_manifest(str(tmp_path))
 
 

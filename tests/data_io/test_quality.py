@@ -1,0 +1,129 @@
+"""The quality report: surveys that add up, and rows that are all accounted for before anything is published."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_io.quality import MAX_ACTIONS, LogSurvey, describe, quality_report, survey
+from data_io.schema import TIME_TYPE, DataContractError
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+START_MINUTE = int(START.timestamp()) // 60
+
+Row = tuple[str | None, str, int, str | None]
+"""Item, action, second and reason of quarantine (None: a good row)."""
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["i", "ï", None]),
+        st.sampled_from(["view", "search"]),
+        st.integers(0, 200),
+        st.sampled_from([None, None, "empty_user_id", "empty_action"]),
+    ),
+    max_size=12,
+)
+
+
+def part(rows: list[Row]) -> tuple[pa.Table, pa.Table]:
+    """Good and bad rows, as far as a survey looks at them."""
+    good = [row for row in rows if row[3] is None]
+    reasons = [row[3] for row in rows if row[3] is not None]
+    events = {
+        "item_id": pa.array([row[0] for row in good], pa.large_string()),
+        "action": pa.array([row[1] for row in good], pa.large_string()),
+        "event_time": pa.array([START + timedelta(seconds=row[2]) for row in good], TIME_TYPE),
+    }
+    return pa.table(events), pa.table({"reason": pa.array(reasons, pa.large_string())})
+
+
+def survey_of(*fragments: list[Row]) -> LogSurvey:
+    log = LogSurvey()
+    for rows in fragments:
+        log.add(survey(*part(rows)))
+    return log
+
+
+def content(log: LogSurvey) -> tuple[Any, ...]:
+    return log.num_rows, log.reasons, log.actions, sorted(log.items.rows()), sorted(log.minutes.rows())
+
+
+def make_mark(num_events: int, num_duplicates: int = 0, **facts: Any) -> dict[str, Any]:
+    mark = {"num_users": 1, "num_events": num_events, "num_duplicates": num_duplicates, "length_deciles": [num_events]}
+    return mark | facts
+
+
+LOG = survey_of([("i", "view", 0, None)] * 6 + [("j", "buy", 120, None)] * 2 + [("i", "view", 0, "empty_user_id")] * 2)
+
+
+def test_a_survey_counts_rows_reasons_items_actions_and_minutes() -> None:
+    log = survey_of(
+        [("i", "view", 59, None), ("i", "buy", 60, None), (None, "search", 61, None), ("x", "view", 0, "bad")]
+    )
+    assert content(log) == (
+        4,
+        {"bad": 1},
+        {"view": 1, "buy": 1, "search": 1},
+        [("i", 2)],
+        [(START_MINUTE, 1), (START_MINUTE + 1, 2)],
+    )
+    assert log.num_bad == 1
+
+
+@given(ROWS, st.lists(st.integers(0, 12), max_size=3).map(sorted))
+@settings(max_examples=40, deadline=None)
+def test_surveys_of_fragments_add_up_to_a_survey_of_the_whole(rows: list[Row], cuts: list[int]) -> None:
+    edges = [0, *(min(cut, len(rows)) for cut in cuts), len(rows)]
+    split = survey_of(*(rows[begin:end] for begin, end in pairwise(edges)))
+    assert content(split) == content(survey_of(rows))
+
+
+def test_the_report_says_what_was_read_and_kept() -> None:
+    report = quality_report(LOG, [make_mark(4), make_mark(3, 1), make_mark(0, num_users=0, length_deciles=[])], 2)
+    assert report == {
+        "num_rows": 10,
+        "num_events": 7,
+        "num_quarantined": 2,
+        "num_duplicates": 1,
+        "num_users": 2,
+        "num_items": 2,
+        "reasons": {"empty_user_id": 2},
+        "actions": {"view": 6, "buy": 2},
+        "first_minute": START_MINUTE,
+        "last_minute": START_MINUTE + 2,
+        "median_events_per_user": 3.5,
+    }
+    assert describe(report) == '10 rows = 7 kept + 2 quarantined + 1 duplicates; {"empty_user_id": 2}'
+
+
+@pytest.mark.parametrize("marks", [[make_mark(7)], [make_mark(8, 1)], [make_mark(4), make_mark(5)], []])
+def test_a_report_whose_rows_are_not_conserved_is_refused(marks: list[dict[str, Any]]) -> None:
+    with pytest.raises(DataContractError, match=r"row conservation broken: 10 rows read, .* nothing was published"):
+        quality_report(LOG, marks, 2)
+
+
+def test_a_log_with_few_bad_rows_passes_the_check() -> None:
+    LOG.check("log", 0.2)
+
+
+def test_too_many_bad_rows_name_share_reasons_and_remedy() -> None:
+    message = r"log: 20\.00% of rows are bad \(empty_user_id 2\), more than events\.max_bad_share 10\.00%; see the quar"
+    with pytest.raises(DataContractError, match=message):
+        LOG.check("log", 0.1)
+
+
+def test_a_log_without_a_good_row_is_refused_whatever_the_share() -> None:
+    with pytest.raises(DataContractError, match=r"log: all 2 rows are bad \(empty_action 2\)"):
+        survey_of([("i", "view", 0, "empty_action")] * 2).check("log", 1.0)
+
+
+def test_too_many_actions_mean_the_wrong_column() -> None:
+    log = LogSurvey(num_rows=2_000)
+    log.actions.update({str(action): 1 for action in range(MAX_ACTIONS)})
+    log.check("log", 0.0)
+    log.actions["one more"] = 1
+    with pytest.raises(DataContractError, match=r"log: 1,001 different actions, more than 1,000; map the right column"):
+        log.check("log", 0.0)
