@@ -68,7 +68,7 @@ def resolve_split(settings: TimeSplit | LeaveOneOut, minutes: np.ndarray, counts
     between = (begins < test) & (begins + MINUTE_US > validation)
     if not (begins[0] < validation < test < end and between.any()):
         raise DataContractError(
-            f"the time split leaves a part without events: log from {_text(int(minutes[0]) * MINUTE_US)} to {_text(end)}, "
+            f"the time split leaves a part without events: log from {_text(int(begins[0]))} to {_text(end)}, "
             f"validation cutoff {_text(validation)}, test cutoff {_text(test)}; set split.validation_cutoff_time and "
             "split.test_cutoff_time inside the log, or split kind leave_one_out"
         )

@@ -103,8 +103,8 @@ def test_one_cutoff_with_a_zone_and_one_without_are_both_utc() -> None:
 @pytest.mark.parametrize(("validation", "test"), [(90, 105), (105, 110), (105, 200)])
 def test_a_cutoff_outside_the_log_is_refused_with_both_ends_of_the_log(validation: int, test: int) -> None:
     message = (
-        r"the time split leaves a part without events: log from 1970-01-01T01:40:00\+00:00 to 1970-01-01T01:50:00\+00:00, "
-        r"validation cutoff .*, test cutoff .*; set split\.validation_cutoff_time"
+        r"the time split leaves a part without events: log from 1970-01-01T01:40:00\+00:00 "
+        r"to 1970-01-01T01:50:00\+00:00, validation cutoff .*, test cutoff .*; set split\.validation_cutoff_time"
     )
     with pytest.raises(DataContractError, match=message):
         resolve(explicit(at_minute(validation), at_minute(test)))
