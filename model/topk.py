@@ -20,11 +20,28 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Rows with fewer than K finite scores end in minus infinity.
     """
-    values, indices = torch.topk(scores, min(k, scores.shape[1]), dim=1)
+    k = min(k, scores.shape[1])
+    values, indices = torch.topk(scores, k, dim=1)
+    _settle_ties(scores, values, indices)
     by_index = torch.argsort(indices, dim=1)
     values, indices = values.gather(1, by_index), indices.gather(1, by_index)
     by_score = torch.argsort(values, dim=1, descending=True, stable=True)
     return values.gather(1, by_score), indices.gather(1, by_score)
+
+
+def _settle_ties(scores: Tensor, values: Tensor, indices: Tensor) -> None:
+    """Where more items than fit tie for the last places, take those of smaller index: torch.topk takes any."""
+    k = values.shape[1]
+    last = values[:, -1:]
+    rows = torch.nonzero((scores >= last).sum(dim=1) > k)[:, 0]
+    if not len(rows):
+        return
+    some, worst = scores[rows], last[rows]
+    above, tied = some > worst, some == worst
+    room = k - above.sum(dim=1, keepdim=True)
+    chosen = above | (tied & (tied.cumsum(dim=1) <= room))
+    indices[rows] = torch.nonzero(chosen)[:, 1].view(-1, k)
+    values[rows] = some.gather(1, indices[rows])
 
 
 def target_ranks(scores: Tensor, targets: Tensor) -> Tensor:
