@@ -137,7 +137,7 @@ def save_model(model: PreTrainedModel, vocabulary_folder: str, url: str, manifes
         model: whole and finite.
         vocabulary_folder: where the vocabulary the model was trained with stands.
         url: of the folder.
-        manifest: fingerprint, settings and whatever a user of the model should know.
+        manifest: kind (next_item or outcome), fingerprint, settings and whatever a user of the model should know.
 
     Raises:
         CheckpointError: a weight is not finite.
@@ -147,9 +147,9 @@ def save_model(model: PreTrainedModel, vocabulary_folder: str, url: str, manifes
             raise CheckpointError(f"{name} is not finite; nothing was published at {url}")
     with tempfile.TemporaryDirectory() as local:
         model.save_pretrained(local)
+        vocabulary = storage.read_bytes(storage.join(vocabulary_folder, VOCABULARY_NAME))
+        (Path(local) / VOCABULARY_NAME).write_bytes(vocabulary)
         files = storage.upload_folder(Path(local), url)
-    vocabulary = storage.read_bytes(storage.join(vocabulary_folder, VOCABULARY_NAME))
-    storage.write_bytes(storage.join(url, VOCABULARY_NAME), vocabulary)
     storage.write_json(storage.join(url, MANIFEST_NAME), {"format_version": 1} | manifest | {"files": files})
 
 

@@ -24,7 +24,7 @@ class Repeats(NamedTuple):
     log_weight: Tensor
     """[B, T, T] log of the attention of each event (second) over events (third); sums to 1 over allowed ones."""
     gate: Tensor
-    """[B, T] logit of choosing again rather than anew."""
+    """[B, T] logit of choosing again rather than anew; never where there is nothing to choose again."""
 
     def log_probability(self, item_index: Tensor, targets: Tensor) -> Tensor:
         """[B, T] log-probability that choosing again gives the target of each event.
@@ -57,7 +57,8 @@ class RepeatChoice(nn.Module):
             choosable = choosable & (places[None, :] <= places[:, None])
         log_weight = F.log_softmax(scores.masked_fill(~choosable, _NEVER), dim=2)
         log_weight = log_weight.masked_fill(~choosable, _NEVER)
-        return Repeats(log_weight, self.gate(states).squeeze(-1).float())
+        gate = self.gate(states).squeeze(-1).float()
+        return Repeats(log_weight, gate.masked_fill(~choosable.any(dim=2), _NEVER))
 
 
 def mix_losses(loss_anew: Tensor, log_again: Tensor, gate: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from data_io.config import (
     StoreSettings,
     TimeSplit,
 )
-from model.config import EncoderSettings, FinetuneSettings, OutcomeTask, PretrainSettings
+from model.config import EncoderSettings, FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, PretrainSettings
 
 
 class ScoringSettings(SettingsModel):
@@ -101,6 +101,10 @@ class Settings(SettingsModel):
             raise ValueError(
                 "finetune.task outcome needs a moment in time, which split leave_one_out has not; use split kind time "
                 "or finetune.task kind next_item"
+            )
+        if isinstance(self.finetune.task, NextItemTask) and isinstance(self.finetune.trainable, FrozenEncoder):
+            raise ValueError(
+                "finetune.trainable frozen leaves task next_item nothing to learn (it has no head); use top or full"
             )
         return self
 

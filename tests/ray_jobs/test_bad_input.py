@@ -232,7 +232,7 @@ def test_a_split_that_cannot_be_is_told_with_its_rule(refuse: Refuse, split: dic
 def test_cutoffs_outside_the_log_are_told_with_its_span(refuse: Refuse, job: str) -> None:
     cutoffs = {"validation_cutoff_time": "2030-01-01", "test_cutoff_time": "2030-02-01"}
     message = refuse(job, split={"kind": "time"} | cutoffs)
-    assert "the time split is empty on one side: log from 2024-01-01T00:00:00+00:00 to 2024-01-10" in message
+    assert "the time split leaves a part without events: log from 2024-01-01T00:00:00+00:00 to 2024-01-10" in message
     assert "set split.validation_cutoff_time and split.test_cutoff_time inside the log" in message
 
 

@@ -186,3 +186,9 @@ def test_a_job_has_just_its_own_sections_with_the_run_s_defaults(job: str) -> No
     sections = job_settings_type(job)
     assert tuple(sections.model_fields) == JOB_SECTIONS[job]
     assert sections().model_dump() == Settings().model_dump(include=set(JOB_SECTIONS[job]))
+
+
+def test_a_frozen_encoder_has_nothing_to_learn_from_next_items() -> None:
+    task = {"task": {"kind": "next_item"}, "trainable": {"kind": "frozen"}}
+    with pytest.raises(ValidationError, match="leaves task next_item nothing to learn"):
+        Settings.model_validate({"finetune": task})
