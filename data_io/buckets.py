@@ -87,6 +87,8 @@ class BucketWriter:
 
     url: str
     fingerprint: str
+    plain: tuple[str, ...] = ()
+    """Columns whose values hardly repeat (see `storage.write_parquet`)."""
 
     def committed(self, num_buckets: int) -> dict[int, dict[str, Any]]:
         """Marks of the buckets that are done, by bucket.
@@ -107,7 +109,8 @@ class BucketWriter:
     def commit(self, bucket: int, num_buckets: int, table: pa.Table, facts: dict[str, Any]) -> dict[str, Any]:
         """Write a bucket's rows and then its mark; returns the mark."""
         name = f"bucket={bucket:05d}"
-        written = storage.write_parquet(storage.join(self.url, name, f"part-{uuid.uuid4().hex}.parquet"), table)
+        url = storage.join(self.url, name, f"part-{uuid.uuid4().hex}.parquet")
+        written = storage.write_parquet(url, table, plain=self.plain)
         file = asdict(written) | {"name": f"{name}/{written.name}"}
         identity = {"bucket": bucket, "num_buckets": num_buckets, "fingerprint": self.fingerprint}
         mark = identity | {"file": file} | facts

@@ -72,8 +72,13 @@ class EventSettings(SettingsModel):
 class StoreSettings(SettingsModel):
     """The sequence store."""
 
-    num_buckets: int = Field(default=16, ge=1, le=65_536)
-    """Hash groups of users: the unit of work and of restart, fixed for the life of a store."""
+    num_buckets: int | None = Field(default=None, ge=1, le=65_536)
+    """Hash groups of users: the unit of work and of restart, fixed for the life of a store; None: one for every 250,000
+    rows of the log, at least 8."""
+    max_events_per_user: int | None = Field(default=10_000, ge=1)
+    """Newest events kept of a user; older ones are counted as truncated. None: all, however long a user is."""
+    rows_per_run: int = Field(default=2_000_000, ge=1)
+    """Most rows of the log a worker encodes at a time; more mean fewer intermediate files and more memory."""
     min_item_count: int = Field(default=1, ge=1)
     """Items with fewer events in the log share the unknown index."""
 

@@ -34,6 +34,7 @@ from data_io.schema import (
 
 EMPTY_IDS = ("", "nan", "none", "null", "<na>")
 """Texts that stand for a missing id, compared in lower case and without surrounding blanks."""
+_LONGEST_EMPTY_ID = max(len(text) for text in EMPTY_IDS)
 _SCAN_THREADS = 16
 
 
@@ -238,9 +239,15 @@ def _naive(moment: datetime) -> datetime:
 
 def _is_empty(frame: pl.DataFrame, column: str) -> pl.Expr:
     missing = pl.col(column).is_null()
-    if frame.schema[column] != pl.String:
+    if frame.schema[column] != pl.String or not _may_be_empty(frame[column]):
         return missing
     return missing | pl.col(column).str.strip_chars().str.to_lowercase().is_in(EMPTY_IDS)
+
+
+def _may_be_empty(texts: pl.Series) -> bool:
+    """Whether any text is short enough to stand for a missing id: cheaper to ask than to compare them all."""
+    shortest = texts.str.strip_chars().str.len_bytes().min()
+    return not isinstance(shortest, int) or shortest <= _LONGEST_EMPTY_ID
 
 
 def quarantine_table(bad: pa.Table, fragment: Fragment) -> pa.Table:

@@ -1,6 +1,6 @@
 """The quality report of a build: what was in the log, what was kept, and why the rest was not.
 
-Invariant: rows read = events kept + rows quarantined + duplicates dropped, checked before a store is published.
+Invariant: rows read = events kept + quarantined + duplicates + truncated, checked before a store is published.
 """
 
 import json
@@ -12,15 +12,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from data_io.schema import ACTION, COUNT, EVENT_TIME, ITEM_ID, REASON, DataContractError
-from data_io.store import MINUTE, MINUTE_US
+from data_io.schema import COUNT, ITEM_ID, REASON, DataContractError
+from data_io.store import MINUTE
 
 MAX_ACTIONS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FragmentSurvey:
-    """What one fragment of the log holds; small enough to travel to the driver."""
+class RunSurvey:
+    """What one run of the log holds; small enough to travel to the driver."""
 
     num_rows: int
     reasons: dict[str, int]
@@ -31,40 +31,33 @@ class FragmentSurvey:
     """Events by action."""
     minutes: pl.DataFrame
     """minute since 1970 UTC and count."""
+    num_duplicates: int = 0
+    num_truncated: int = 0
 
 
-def survey(good: pa.Table, bad: pa.Table) -> FragmentSurvey:
-    """Count what a fragment holds, from its good and bad rows."""
-    frame = pl.from_arrow(good)
-    assert isinstance(frame, pl.DataFrame)
-    minute = (pl.col(EVENT_TIME).dt.epoch("us") // MINUTE_US).alias(MINUTE)
-    return FragmentSurvey(
-        num_rows=good.num_rows + bad.num_rows,
-        reasons=_counts(pl.Series(bad.column(REASON))),
-        items=frame.drop_nulls(ITEM_ID).group_by(ITEM_ID).len(COUNT),
-        actions=_counts(frame[ACTION]),
-        minutes=frame.select(minute).group_by(MINUTE).len(COUNT),
-    )
-
-
-def _counts(values: pl.Series) -> dict[str, int]:
-    table = values.value_counts()
-    return dict(zip(table[table.columns[0]].to_list(), table[table.columns[1]].to_list(), strict=True))
+def count_reasons(bad: pa.Table) -> dict[str, int]:
+    """Quarantined rows by reason."""
+    table = pl.Series(REASON, bad.column(REASON)).value_counts(name=COUNT)
+    return dict(zip(table[REASON].to_list(), table[COUNT].to_list(), strict=True))
 
 
 @dataclass
 class LogSurvey:
-    """The surveys of all fragments, added up."""
+    """The surveys of all runs, added up."""
 
     num_rows: int = 0
+    num_duplicates: int = 0
+    num_truncated: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     actions: Counter[str] = field(default_factory=Counter)
     _items: list[pl.DataFrame] = field(default_factory=list)
     _minutes: list[pl.DataFrame] = field(default_factory=list)
 
-    def add(self, part: FragmentSurvey) -> None:
-        """Count a fragment in."""
+    def add(self, part: RunSurvey) -> None:
+        """Count a run in."""
         self.num_rows += part.num_rows
+        self.num_duplicates += part.num_duplicates
+        self.num_truncated += part.num_truncated
         self.reasons.update(part.reasons)
         self.actions.update(part.actions)
         self._items = _merge([*self._items, part.items], ITEM_ID)
@@ -128,11 +121,12 @@ def quality_report(log: LogSurvey, marks: list[dict[str, Any]], vocabulary_size:
         DataContractError: rows were lost or doubled between log and store.
     """
     kept = sum(mark["num_events"] for mark in marks)
-    duplicates = sum(mark["num_duplicates"] for mark in marks)
-    if log.num_rows != kept + log.num_bad + duplicates:
+    duplicates = log.num_duplicates + sum(mark["num_duplicates"] for mark in marks)
+    truncated = log.num_truncated + sum(mark["num_truncated"] for mark in marks)
+    if log.num_rows != kept + log.num_bad + duplicates + truncated:
         raise DataContractError(
             f"row conservation broken: {log.num_rows:,} rows read, {kept:,} kept, {log.num_bad:,} quarantined, "
-            f"{duplicates:,} duplicates; nothing was published"
+            f"{duplicates:,} duplicates, {truncated:,} truncated; nothing was published"
         )
     minutes = log.minutes.sort(MINUTE)
     lengths = np.concatenate([np.zeros(0, np.int64), *(np.asarray(mark["length_deciles"]) for mark in marks)])
@@ -141,6 +135,7 @@ def quality_report(log: LogSurvey, marks: list[dict[str, Any]], vocabulary_size:
         "num_events": kept,
         "num_quarantined": log.num_bad,
         "num_duplicates": duplicates,
+        "num_truncated": truncated,
         "num_users": sum(mark["num_users"] for mark in marks),
         "num_items": vocabulary_size,
         "reasons": dict(log.reasons.most_common()),
@@ -155,5 +150,6 @@ def describe(report: dict[str, Any]) -> str:
     """The identity of row conservation, with numbers."""
     return (
         f"{report['num_rows']:,} rows = {report['num_events']:,} kept + {report['num_quarantined']:,} quarantined + "
-        f"{report['num_duplicates']:,} duplicates; {json.dumps(report['reasons'])}"
+        f"{report['num_duplicates']:,} duplicates + {report['num_truncated']:,} truncated; "
+        f"{json.dumps(report['reasons'])}"
     )

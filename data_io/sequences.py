@@ -10,23 +10,13 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from data_io.buckets import bucket_of, hash64
-from data_io.schema import (
-    ACTION,
-    ACTION_INDEX,
-    BUCKET,
-    EVENT_TIME,
-    FIRST_INDEX,
-    ITEM_ID,
-    ITEM_INDEX,
-    SOURCE_ROW,
-    UNKNOWN_INDEX,
-    USER_ID,
-)
-from data_io.vocabulary import Vocabulary
+from data_io.schema import ACTION_INDEX, EVENT_TIME, ITEM_INDEX, UNKNOWN_INDEX, USER_ID
 
-POSITION = "position"
-ITEM_KEY = "item_key"
+ITEM_CODE = "item_code"
+"""Number of an item in its run's own dictionary, from 1; 0 where an event has none."""
+ACTION_CODE = "action_code"
+"""Number of an action in its run's own dictionary, from 1."""
+_RADIX_LIMIT = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,62 +49,108 @@ class Sequences:
         return self.offsets[1:]
 
 
-def encode_events(
-    events: pa.Table, first_position: int, vocabulary: Vocabulary, actions: list[str], num_buckets: int
-) -> pa.Table:
-    """Good rows of a fragment, integer-encoded and given their bucket, ready to move between machines.
+def order_of_users(events: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """The order that puts users side by side, by id, and each one's events by time and then as they stand.
 
     Args:
-        events: as `part_events` gives them.
-        first_position: position in the log of the fragment's first row.
-        vocabulary: of items.
-        actions: known actions; the first has index 2.
-        num_buckets: of the store.
+        events: user_id and event_time of rows in the order of the log.
+
+    Returns:
+        Rows [E] in order, and the place [U] in it where each user begins.
     """
-    user_id = events.column(USER_ID).combine_chunks()
-    item_id = events.column(ITEM_ID).combine_chunks()
-    action = pl.Series(events.column(ACTION)).replace_strict(
-        actions, range(FIRST_INDEX, FIRST_INDEX + len(actions)), default=UNKNOWN_INDEX, return_dtype=pl.Int16
-    )
-    item_key = np.zeros(len(item_id), np.uint64)
-    present = item_id.is_valid().to_numpy(zero_copy_only=False)
-    item_key[present] = hash64(item_id.drop_null())
-    columns = {
-        BUCKET: pa.array(bucket_of(user_id, num_buckets)),
-        USER_ID: user_id,
-        ITEM_INDEX: pa.array(vocabulary.encode(item_id)),
-        ITEM_KEY: pa.array(item_key),
-        ACTION_INDEX: action.to_arrow(),
-        EVENT_TIME: events.column(EVENT_TIME),
-        POSITION: pa.array(events.column(SOURCE_ROW).to_numpy().astype(np.int64) + first_position),
-    }
-    carried = [name for name in events.column_names if name not in (*columns, ITEM_ID, ACTION, SOURCE_ROW)]
-    return pa.table(columns | {name: events.column(name) for name in carried})
+    encoded = events.column(USER_ID).combine_chunks().dictionary_encode()
+    num_users = len(encoded.dictionary)
+    rank = np.empty(num_users, np.int64)
+    rank[pl.Series(encoded.dictionary).arg_sort().to_numpy()] = np.arange(num_users)
+    user = rank[encoded.indices.to_numpy()]
+    time = _micros(events.column(EVENT_TIME))
+    # A log is mostly in the order of time: then users need only be brought together, by a radix sort of small numbers.
+    order = np.argsort(user.astype(np.uint16) if num_users <= _RADIX_LIMIT else user, kind="stable")
+    grouped, moments = user[order], time[order]
+    if np.any((moments[1:] < moments[:-1]) & (grouped[1:] == grouped[:-1])):
+        order = np.lexsort((time, user))
+    starts = np.searchsorted(grouped, np.arange(num_users))
+    return order, starts
 
 
-def build_bucket(events: pa.Table, schema: pa.Schema, *, drop_duplicates: bool) -> pa.Table:
-    """One row per user from the encoded events of a bucket, in any order.
+def repeated_events(events: pa.Table, order: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """[E] which events, in `order`, repeat an earlier one in every column.
 
     Args:
-        events: as `encode_events` gives them, all of one bucket.
+        events: columns that make events equal.
+        order, starts: as `order_of_users` gives them.
+    """
+    time = _micros(events.column(EVENT_TIME))[order]
+    begins = np.zeros(len(order), bool)
+    begins[starts] = True
+    begins[1:] |= time[1:] != time[:-1]
+    moment = np.cumsum(begins)
+    tied = ~begins
+    tied[:-1] |= ~begins[1:]
+    places = np.flatnonzero(tied)
+    repeated = np.zeros(len(order), bool)
+    if len(places):
+        rows = events.drop_columns([USER_ID, EVENT_TIME]).take(pa.array(order[places]))
+        frame = pl.DataFrame(pl.from_arrow(rows)).with_columns(pl.Series("moment", moment[places]))
+        repeated[places] = ~frame.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
+    return repeated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketFacts:
+    """What merging a bucket kept and left out."""
+
+    num_users: int
+    num_events: int
+    num_duplicates: int
+    num_truncated: int
+
+
+def merge_bucket(
+    events: pa.Table, schema: pa.Schema, vocabulary_size: int, max_events: int | None, *, drop_duplicates: bool
+) -> tuple[pa.Table, BucketFacts]:
+    """One row per user from the events of a bucket.
+
+    Args:
+        events: of all runs, one after the other in the order of the log, with `item_index` counting every item of the
+            log and `action_index` of the store.
         schema: `store_schema` of the store.
-        drop_duplicates: keep only the first of events equal in every column but their position.
+        vocabulary_size: items from this index on become the unknown one.
+        max_events: newest events kept of each user; None: all.
+        drop_duplicates: keep only the first of events equal in every column.
     """
-    frame = pl.from_arrow(events)
-    assert isinstance(frame, pl.DataFrame)
-    frame = frame.sort([USER_ID, EVENT_TIME, POSITION])
+    order, starts = order_of_users(events)
+    lengths = np.diff(np.append(starts, len(order)))
+    num_duplicates = num_truncated = 0
     if drop_duplicates:
-        equal = [name for name in frame.columns if name not in (POSITION, BUCKET)]
-        frame = frame.unique(subset=equal, keep="first", maintain_order=True)
-    first = frame.select(pl.col(USER_ID).ne_missing(pl.col(USER_ID).shift()).arg_true()).to_series().to_numpy()
-    offsets = pa.array(np.append(first, frame.height).astype(np.int64))
-    ordered = frame.select(schema.names).to_arrow()
-    columns = [ordered.column(USER_ID).take(pa.array(first)).cast(schema.field(USER_ID).type)]
+        repeated = repeated_events(events, order, starts)
+        num_duplicates = int(repeated.sum())
+        if num_duplicates:
+            lengths = lengths - np.add.reduceat(repeated.astype(np.int64), starts)
+            order = order[~repeated]
+    if max_events is not None and lengths.max(initial=0) > max_events:
+        from_last = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(order))
+        order = order[from_last <= max_events]
+        num_truncated = int(np.maximum(lengths - max_events, 0).sum())
+        lengths = np.minimum(lengths, max_events)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    place = pa.array(order)
+    item = events.column(ITEM_INDEX).to_numpy()[order]
+    item = np.where(item < vocabulary_size, item, np.int32(UNKNOWN_INDEX))
+    columns = [events.column(USER_ID).take(pa.array(order[offsets[:-1]])).cast(schema.field(USER_ID).type)]
     for field in schema:
         if field.name != USER_ID:
-            values = ordered.column(field.name).combine_chunks().cast(field.type.value_type)
-            columns.append(pa.LargeListArray.from_arrays(offsets, values))
-    return pa.table(columns, schema=schema)
+            values = pa.array(item) if field.name == ITEM_INDEX else events.column(field.name).take(place)
+            values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+            columns.append(pa.LargeListArray.from_arrays(pa.array(offsets), values.cast(field.type.value_type)))
+    facts = BucketFacts(
+        num_users=len(starts), num_events=len(order), num_duplicates=num_duplicates, num_truncated=num_truncated
+    )
+    return pa.table(columns, schema=schema), facts
+
+
+def _micros(times: pa.ChunkedArray) -> np.ndarray:
+    return times.combine_chunks().cast(pa.int64()).to_numpy()
 
 
 def to_sequences(table: pa.Table) -> Sequences:

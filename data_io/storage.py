@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,18 +185,61 @@ def read_json(url: str) -> dict[str, Any]:
     return content
 
 
-def write_parquet(url: str, table: pa.Table) -> WrittenFile:
-    """Put a Parquet file with page checksums in one atomic step, and say what was written."""
+def write_parquet(url: str, table: pa.Table, *, plain: Sequence[str] = ()) -> WrittenFile:
+    """Put a Parquet file with page checksums in one atomic step, and say what was written.
+
+    Args:
+        url: of the file.
+        table: its rows.
+        plain: columns (of values or of lists) whose values hardly repeat: looking for a dictionary takes half the time
+            of writing them.
+    """
+    paths = {field.name: f"{field.name}.list.element" for field in table.schema if _is_list(field.type)}
+    dictionary = [paths.get(name, name) for name in table.column_names if name not in plain]
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    content = buffer.getvalue()
+    options: Any = {"use_dictionary": dictionary}  # pyarrow takes a list of columns; its type says bool
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **options)
+    return _put(url, buffer.getvalue(), table.num_rows)
+
+
+def _is_list(data_type: pa.DataType) -> bool:
+    return pa.types.is_list(data_type) or pa.types.is_large_list(data_type) or pa.types.is_fixed_size_list(data_type)
+
+
+def _put(url: str, content: pa.Buffer, num_rows: int) -> WrittenFile:
     _write(url, lambda sink: sink.write(content))
     return WrittenFile(
         name=url.rsplit("/", 1)[1],
-        num_rows=table.num_rows,
+        num_rows=num_rows,
         num_bytes=content.size,
         sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def write_row_groups(url: str, groups: list[pa.Table]) -> WrittenFile:
+    """Put a Parquet file with a row group for each table that has rows, in one atomic step."""
+    buffer = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        buffer, groups[0].schema, compression="snappy", use_dictionary=False, write_page_checksum=True
+    ) as writer:
+        for group in groups:
+            if group.num_rows:
+                writer.write_table(group, row_group_size=group.num_rows)
+    return _put(url, buffer.getvalue(), sum(group.num_rows for group in groups))
+
+
+def read_row_group(url: str, index: int) -> pa.Table:
+    """One row group of a Parquet file we wrote, its page checksums verified.
+
+    Raises:
+        DataContractError: the file is missing, torn or corrupt.
+    """
+    filesystem, path = locate(url)
+    try:
+        with filesystem.open_input_file(path) as source:
+            return pq.ParquetFile(source, page_checksum_verification=True).read_row_group(index, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise DataContractError(f"{url}: cannot be read as Parquet ({error}); restore or rebuild it") from error
 
 
 def read_parquet(url: str, *, columns: list[str] | None = None) -> pa.Table:

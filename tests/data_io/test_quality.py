@@ -1,16 +1,18 @@
 """The quality report: surveys that add up, and rows that are all accounted for before anything is published."""
 
-from datetime import UTC, datetime, timedelta
+from collections import Counter
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_io.quality import MAX_ACTIONS, LogSurvey, describe, quality_report, survey
-from data_io.schema import TIME_TYPE, DataContractError
+from data_io.quality import MAX_ACTIONS, LogSurvey, RunSurvey, count_reasons, describe, quality_report
+from data_io.schema import DataContractError
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 START_MINUTE = int(START.timestamp()) // 60
@@ -28,22 +30,23 @@ ROWS = st.lists(
 )
 
 
-def part(rows: list[Row]) -> tuple[pa.Table, pa.Table]:
-    """Good and bad rows, as far as a survey looks at them."""
+def survey(rows: list[Row]) -> RunSurvey:
     good = [row for row in rows if row[3] is None]
-    reasons = [row[3] for row in rows if row[3] is not None]
-    events = {
-        "item_id": pa.array([row[0] for row in good], pa.large_string()),
-        "action": pa.array([row[1] for row in good], pa.large_string()),
-        "event_time": pa.array([START + timedelta(seconds=row[2]) for row in good], TIME_TYPE),
-    }
-    return pa.table(events), pa.table({"reason": pa.array(reasons, pa.large_string())})
+    items = Counter(row[0] for row in good if row[0] is not None)
+    minutes = Counter(START_MINUTE + row[2] // 60 for row in good)
+    return RunSurvey(
+        num_rows=len(rows),
+        reasons=Counter(row[3] for row in rows if row[3] is not None),
+        items=pl.DataFrame({"item_id": list(items), "count": list(items.values())}, {"item_id": str, "count": int}),
+        actions=Counter(row[1] for row in good),
+        minutes=pl.DataFrame({"minute": list(minutes), "count": list(minutes.values())}, {"minute": int, "count": int}),
+    )
 
 
-def survey_of(*fragments: list[Row]) -> LogSurvey:
+def survey_of(*runs: list[Row]) -> LogSurvey:
     log = LogSurvey()
-    for rows in fragments:
-        log.add(survey(*part(rows)))
+    for rows in runs:
+        log.add(survey(rows))
     return log
 
 
@@ -51,52 +54,45 @@ def content(log: LogSurvey) -> tuple[Any, ...]:
     return log.num_rows, log.reasons, log.actions, sorted(log.items.rows()), sorted(log.minutes.rows())
 
 
-def make_mark(num_events: int, num_duplicates: int = 0, **facts: Any) -> dict[str, Any]:
-    mark = {"num_users": 1, "num_events": num_events, "num_duplicates": num_duplicates, "length_deciles": [num_events]}
-    return mark | facts
+def make_mark(num_events: int, num_duplicates: int = 0, num_truncated: int = 0, **facts: Any) -> dict[str, Any]:
+    counts = {"num_events": num_events, "num_duplicates": num_duplicates, "num_truncated": num_truncated}
+    return {"num_users": 1, "length_deciles": [num_events]} | counts | facts
 
 
 LOG = survey_of([("i", "view", 0, None)] * 6 + [("j", "buy", 120, None)] * 2 + [("i", "view", 0, "empty_user_id")] * 2)
 
 
-def test_a_survey_counts_rows_reasons_items_actions_and_minutes() -> None:
-    log = survey_of(
-        [("i", "view", 59, None), ("i", "buy", 60, None), (None, "search", 61, None), ("x", "view", 0, "bad")]
-    )
-    assert content(log) == (
-        4,
-        {"bad": 1},
-        {"view": 1, "buy": 1, "search": 1},
-        [("i", 2)],
-        [(START_MINUTE, 1), (START_MINUTE + 1, 2)],
-    )
-    assert log.num_bad == 1
+def test_reasons_are_counted() -> None:
+    bad = pa.table({"reason": pa.array(["empty_user_id", "empty_action", "empty_user_id"], pa.large_string())})
+    assert count_reasons(bad) == {"empty_user_id": 2, "empty_action": 1}
+    assert count_reasons(bad.slice(0, 0)) == {}
 
 
 @given(ROWS, st.lists(st.integers(0, 12), max_size=3).map(sorted))
 @settings(max_examples=40, deadline=None)
-def test_surveys_of_fragments_add_up_to_a_survey_of_the_whole(rows: list[Row], cuts: list[int]) -> None:
+def test_surveys_of_runs_add_up_to_a_survey_of_the_whole(rows: list[Row], cuts: list[int]) -> None:
     edges = [0, *(min(cut, len(rows)) for cut in cuts), len(rows)]
     split = survey_of(*(rows[begin:end] for begin, end in pairwise(edges)))
     assert content(split) == content(survey_of(rows))
 
 
 def test_the_report_says_what_was_read_and_kept() -> None:
-    report = quality_report(LOG, [make_mark(4), make_mark(3, 1), make_mark(0, num_users=0, length_deciles=[])], 2)
+    report = quality_report(LOG, [make_mark(4), make_mark(2, 1, 1), make_mark(0, num_users=0, length_deciles=[])], 2)
     assert report == {
         "num_rows": 10,
-        "num_events": 7,
+        "num_events": 6,
         "num_quarantined": 2,
         "num_duplicates": 1,
+        "num_truncated": 1,
         "num_users": 2,
         "num_items": 2,
         "reasons": {"empty_user_id": 2},
         "actions": {"view": 6, "buy": 2},
         "first_minute": START_MINUTE,
         "last_minute": START_MINUTE + 2,
-        "median_events_per_user": 3.5,
+        "median_events_per_user": 3.0,
     }
-    assert describe(report) == '10 rows = 7 kept + 2 quarantined + 1 duplicates; {"empty_user_id": 2}'
+    assert describe(report) == '10 rows = 6 kept + 2 quarantined + 1 duplicates + 1 truncated; {"empty_user_id": 2}'
 
 
 @pytest.mark.parametrize("marks", [[make_mark(7)], [make_mark(8, 1)], [make_mark(4), make_mark(5)], []])
