@@ -4,8 +4,8 @@ from data_io import storage
 from data_io.buckets import read_manifest
 from ray_jobs.cli import run_job
 from ray_jobs.config import Settings
-from ray_jobs.learning import finetuning
 from ray_jobs.progress import say
+from ray_jobs.tasks import finetuning
 from ray_jobs.training import open_store, train
 
 

@@ -3,8 +3,8 @@
 from data_io import storage
 from ray_jobs.cli import run_job
 from ray_jobs.config import Settings
-from ray_jobs.learning import pretraining
 from ray_jobs.progress import say
+from ray_jobs.tasks import pretraining
 from ray_jobs.training import open_store, train
 
 

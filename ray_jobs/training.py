@@ -22,7 +22,7 @@ from model.config import FinetuneSettings, PretrainSettings
 from model.engine import accumulation_steps
 from ray_jobs.bucket_map import map_buckets
 from ray_jobs.config import Settings
-from ray_jobs.learning import Learning, StoreIndex, count_bucket
+from ray_jobs.learning import Learning, StoreIndex
 from ray_jobs.progress import Progress, say
 from ray_jobs.train_loop import BEST, TrainRun, train_loop
 
@@ -99,7 +99,8 @@ def count_store(learning: Learning) -> StoreIndex:
 
     def count(row: dict[str, Any]) -> dict[str, bytes]:
         bucket = int(row["bucket"])
-        return {"part": pickle.dumps((bucket, count_bucket(learning, learning.store.read_sequences(bucket))))}
+        sequences = learning.store.read_sequences(bucket)
+        return {"part": pickle.dumps((bucket, learning.count(sequences, learning.make_examples(sequences))))}
 
     num_buckets = learning.store.num_buckets
     num_examples = np.zeros(num_buckets, np.int64)

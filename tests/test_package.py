@@ -21,7 +21,6 @@ HEAVY = ("torch", "ray", "pyarrow", "polars", "numpy", "transformers", "deepspee
 
 MAX_LINES = 350
 LONGER_WITH_REASON = {
-    "ray_jobs/learning.py": "two tasks side by side behind one protocol, read best together",
     "tests/data_io/test_sources.py": "seven data sets, each with its literal files",
 }
 

@@ -25,16 +25,15 @@ from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import ClickformerForOutcome
 from model.objectives import MaskedItemObjective, NextItemObjective, OutcomeObjective
 from ray_jobs.config import Settings
-from ray_jobs.learning import (
-    ItemLearning,
-    OutcomeLearning,
-    count_bucket,
-    count_items,
-    finetuning,
-    pretraining,
-    rank_buckets,
-    sample_validation,
-)
+from ray_jobs.item_learning import ItemLearning
+from ray_jobs.learning import StoreIndex, count_items, rank_buckets, sample_validation
+from ray_jobs.outcome_learning import OutcomeLearning
+from ray_jobs.tasks import finetuning, pretraining
+
+
+def count_bucket(learning: ItemLearning | OutcomeLearning, sequences: Sequences) -> StoreIndex:
+    return learning.count(sequences, learning.make_examples(sequences))
+
 
 SPLIT = Cutoffs(validation=6 * DAY_US, test=8 * DAY_US, end=10 * DAY_US)
 ENCODER = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "sequence_length": 4, "dropout": 0.0}

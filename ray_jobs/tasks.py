@@ -1,0 +1,90 @@
+"""From the settings of a run to what its jobs learn."""
+
+from typing import Any
+
+from data_io.config import SettingsError
+from data_io.schema import FIRST_INDEX
+from data_io.splits import Split
+from data_io.store import SequenceStore
+from model.checkpoint import load_model
+from model.config import FullEncoder, MaskedItem, NextItem, NextItemTask, OutcomeTask, SampledSoftmax
+from model.heads import free_parameters
+from ray_jobs.config import Settings
+from ray_jobs.item_learning import ItemLearning
+from ray_jobs.learning import Learning, check_vocabulary
+from ray_jobs.outcome_learning import OutcomeLearning
+
+
+def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemLearning:
+    """What `pretrain` learns."""
+    masked = isinstance(settings.pretrain.objective, MaskedItem)
+    config = settings.encoder.model_dump() | {
+        "vocabulary_size": store.vocabulary.size,
+        "num_actions": len(store.actions) + FIRST_INDEX,
+        "attention": "bidirectional" if masked else "causal",
+    }
+    _check_negatives(settings.pretrain.softmax, store)
+    store.action_indices(settings.target_actions)
+    return ItemLearning(
+        store=store,
+        split=split,
+        softmax=settings.pretrain.softmax,
+        objective=settings.pretrain.objective,
+        encoder_config=config,
+        target_actions=settings.target_actions,
+        pretrained_url=None,
+        trainable=FullEncoder(),
+    )
+
+
+def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learning:
+    """What `finetune` learns.
+
+    Raises:
+        SettingsError: the task does not suit the encoder or the log.
+        CheckpointError: there is no pretrained encoder, or it was trained on another vocabulary.
+    """
+    url = settings.model_url("encoder")
+    saved = load_model(url)
+    check_vocabulary(saved.manifest, store, url)
+    free_parameters(saved.encoder, settings.finetune.trainable)
+    store.action_indices(settings.target_actions)
+    config = saved.encoder.config.to_dict()
+    kept = {name: config[name] for name in ("vocabulary_size", "num_actions", "attention", *_encoder_fields())}
+    match settings.finetune.task:
+        case NextItemTask(softmax=softmax):
+            if config["attention"] != "causal":
+                raise SettingsError(
+                    "finetune.task next_item needs a causal encoder, and this one was pretrained with masked_item"
+                )
+            _check_negatives(softmax, store)
+            return ItemLearning(
+                store=store,
+                split=split,
+                softmax=softmax,
+                objective=NextItem(),
+                encoder_config=kept,
+                target_actions=settings.target_actions,
+                pretrained_url=url,
+                trainable=settings.finetune.trainable,
+            )
+        case OutcomeTask() as task:
+            assert split is not None, "Settings refuses outcomes under leave_one_out"
+            store.action_indices(task.actions)
+            return OutcomeLearning(
+                store=store,
+                split=split,
+                task=task,
+                trainable=settings.finetune.trainable,
+                encoder_config=kept,
+                pretrained_url=url,
+            )
+
+
+def _encoder_fields() -> tuple[str, ...]:
+    return ("hidden_size", "num_layers", "num_heads", "sequence_length", "dropout")
+
+
+def _check_negatives(softmax: Any, store: SequenceStore) -> None:
+    if isinstance(softmax, SampledSoftmax) and store.vocabulary.size <= FIRST_INDEX + 1:
+        raise SettingsError("softmax kind sampled needs at least two items in the vocabulary; use kind full")
