@@ -37,6 +37,8 @@ def _quieten() -> None:
     # Relative paths must mean the same in a worker as in the driver.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Nothing here acts on a preemption notice yet, and the actor that waits for one logs an error at every start.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # What libraries print to a person who can do nothing about it.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
