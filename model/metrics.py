@@ -61,6 +61,17 @@ def bootstrap_mean(values: np.ndarray, seed: int, num_resamples: int = 1_000) ->
     return float(low), float(high)
 
 
+def bootstrap_area_gain(
+    labels: np.ndarray, scores: np.ndarray, other: np.ndarray, seed: int, num_resamples: int = 200
+) -> tuple[float, float]:
+    """95 % interval of the area of `scores` minus that of `other`, both measured on the same resampled users."""
+    generator = np.random.default_rng(seed)
+    draws = (generator.integers(0, len(labels), len(labels)) for _ in range(num_resamples))
+    gains = [area_under_curve(labels[d], scores[d]) - area_under_curve(labels[d], other[d]) for d in draws]
+    low, high = np.nanquantile(np.array(gains), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def bootstrap_area(labels: np.ndarray, scores: np.ndarray, seed: int, num_resamples: int = 200) -> tuple[float, float]:
     """95 % interval of the area under the curve over users (Efron 1979, percentile method)."""
     generator = np.random.default_rng(seed)

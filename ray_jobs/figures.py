@@ -10,7 +10,14 @@ import pyarrow as pa
 
 from data_io.buckets import iter_buckets
 from data_io.features import FEATURE_NAMES
-from model.metrics import area_under_curve, bootstrap_area, bootstrap_mean, log_loss, ranking_metrics
+from model.metrics import (
+    area_under_curve,
+    bootstrap_area,
+    bootstrap_area_gain,
+    bootstrap_mean,
+    log_loss,
+    ranking_metrics,
+)
 from ray_jobs.config import EvaluationSettings
 
 BASELINES = ("popularity", "own_history")
@@ -67,6 +74,7 @@ def outcome_figures(url: str, seed: int) -> dict[str, Any]:
     rate = float(label[validation].mean()) if validation.any() else 0.5
     low, high = bootstrap_area(label[test], probability, seed)
     feature_low, feature_high = bootstrap_area(label[test], feature_scores, seed)
+    gain_low, gain_high = bootstrap_area_gain(label[test], probability, feature_scores, seed)
     return {
         "num_users": int(test.sum()),
         "rate": float(label[test].mean()) if test.any() else float("nan"),
@@ -82,6 +90,7 @@ def outcome_figures(url: str, seed: int) -> dict[str, Any]:
                 "high": feature_high,
             },
         },
+        "gain_over_feature": {"low": gain_low, "high": gain_high},
         "calibration": _calibration(label[test], probability),
         "curve": _roc(label[test], probability),
         "feature_curve": _roc(label[test], feature_scores),
@@ -127,9 +136,8 @@ def verdicts(next_item: dict[str, Any], outcomes: dict[str, Any]) -> list[str]:
             lines.append(f"{name} {_compared(gain)} {base} in {headline}: {own:.4f} against {other:.4f}")
     for name, figures in outcomes.items():
         own, feature = figures["auc"], figures["best_feature"]
-        difference = {"low": own["low"] - feature["auc"]["value"], "high": own["high"] - feature["auc"]["value"]}
         lines.append(
-            f"{name} {_compared(difference)} the best single feature ({feature['name']}) in AUC: "
+            f"{name} {_compared(figures['gain_over_feature'])} the best single feature ({feature['name']}) in AUC: "
             f"{own['value']:.4f} against {feature['auc']['value']:.4f}"
         )
     return lines

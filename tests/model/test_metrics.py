@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from model.metrics import (
     area_under_curve,
     bootstrap_area,
+    bootstrap_area_gain,
     bootstrap_mean,
     log_loss,
     ndcg_at,
@@ -99,3 +100,15 @@ def test_interval_of_the_area_contains_it_and_is_deterministic() -> None:
     low, high = bootstrap_area(labels, scores, seed=1)
     assert low < area_under_curve(labels, scores) < high
     assert (low, high) == bootstrap_area(labels, scores, seed=1)
+
+
+def test_a_gain_is_measured_on_the_same_users_so_its_interval_is_tighter_than_two_apart() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.random(300)
+    labels = (truth > generator.random(300)).astype(float)
+    better, worse = truth + 0.2 * generator.random(300), truth + 1.0 * generator.random(300)
+    low, high = bootstrap_area_gain(labels, better, worse, seed=1)
+    assert 0 < low < area_under_curve(labels, better) - area_under_curve(labels, worse) < high
+    apart = sum(top - bottom for bottom, top in (bootstrap_area(labels, scores, seed=1) for scores in (better, worse)))
+    assert high - low < apart
+    assert bootstrap_area_gain(labels, better, better, seed=1) == (0.0, 0.0)

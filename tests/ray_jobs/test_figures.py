@@ -172,6 +172,7 @@ def test_an_outcome_is_held_against_the_best_single_feature(low: float, high: fl
     figures = {
         "auc": {"value": (low + high) / 2, "low": low, "high": high},
         "best_feature": {"name": "recency_days", "auc": {"value": 0.7}},
+        "gain_over_feature": {"low": low - 0.7, "high": high - 0.7},
     }
     line = verdicts({"headline": "ndcg_at_10", "rankers": {}}, {"purchase": figures})[0]
     assert (
