@@ -27,8 +27,8 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "clickformer needs $(PYTHON): install Python 3.11 or give PYTHON=path"; exit 1; }
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 11))' \
-		|| { echo "clickformer needs Python 3.11 or newer with the venv module (Debian: apt install python3.11-venv)"; exit 1; }
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+		|| { echo "clickformer needs Python 3.11 or 3.12 with the venv module (Debian: apt install python3.11-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	touch $(INSTALLED)

@@ -21,6 +21,7 @@ from data_io.schema import DataContractError
 
 MANIFEST_NAME = "_MANIFEST.json"
 BUCKET_MARKS = "_buckets"
+BUCKET_FOLDER = "bucket="
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -108,7 +109,7 @@ class BucketWriter:
 
     def commit(self, bucket: int, num_buckets: int, table: pa.Table, facts: dict[str, Any]) -> dict[str, Any]:
         """Write a bucket's rows and then its mark; returns the mark."""
-        name = f"bucket={bucket:05d}"
+        name = f"{BUCKET_FOLDER}{bucket:05d}"
         url = storage.join(self.url, name, f"part-{uuid.uuid4().hex}.parquet")
         written = storage.write_parquet(url, table, plain=self.plain)
         file = asdict(written) | {"name": f"{name}/{written.name}"}
@@ -118,10 +119,18 @@ class BucketWriter:
         return mark
 
     def publish(self, marks: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
-        """Write the manifest, by which readers see the whole output from now on; returns it."""
+        """Write the manifest, by which readers see the whole output from now on; returns it.
+
+        Files that attempts killed half-way left in the buckets are removed, so that a reader who knows no manifest sees
+        each row once too.
+        """
         files = {str(mark["bucket"]): mark["file"] for mark in sorted(marks, key=lambda mark: mark["bucket"])}
         manifest = {"format_version": 1, "fingerprint": self.fingerprint} | summary | {"buckets": files}
         storage.write_json(storage.join(self.url, MANIFEST_NAME), manifest)
+        named = {file["name"] for file in files.values()}
+        for name in storage.list_tree(self.url):
+            if name.startswith(BUCKET_FOLDER) and name not in named:
+                storage.delete_file(storage.join(self.url, name))
         return manifest
 
 

@@ -104,6 +104,13 @@ def list_files(url: str) -> list[str]:
     return [join(url, name) for name in names if not name.startswith(".")]
 
 
+def list_tree(url: str) -> list[str]:
+    """Names, relative to the folder, of all files below it, sorted; empty where there is no folder."""
+    filesystem, path = locate(url)
+    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    return sorted(info.path.removeprefix(path).lstrip("/") for info in infos if info.type == fs.FileType.File)
+
+
 def list_folders(url: str) -> list[str]:
     """Names of the folders directly in a folder, sorted; empty where there is no folder."""
     filesystem, path = locate(url)
@@ -127,8 +134,7 @@ def find_parquet_files(url: str) -> list[str]:
         raise DataContractError(f"{url}: no such file or folder; give the Parquet log as events.path")
     if info.type == fs.FileType.File:
         return [url]
-    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-    relative = [item.path.removeprefix(path).lstrip("/") for item in found if item.type == fs.FileType.File]
+    relative = list_tree(url)
     data = [name for name in relative if not any(part.startswith(("_", ".")) for part in name.split("/"))]
     parquet = sorted(name for name in data if name.endswith((".parquet", ".pq")))
     if not parquet:
@@ -279,6 +285,12 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a local file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def delete_file(url: str) -> None:
+    """Remove a file."""
+    filesystem, path = locate(url)
+    filesystem.delete_file(path)
 
 
 def delete_folder(url: str) -> None:

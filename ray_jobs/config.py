@@ -59,7 +59,9 @@ class EvaluationSettings(SettingsModel):
     """Bootstrap resamples behind each 95 % interval."""
 
 
-RESERVED_NAMES = ("encoder", "next_item", "popularity", "own_history")
+BASELINES = ("popularity", "own_history")
+"""Rankers without a network that stand beside every model (see `ray_jobs.scorer`)."""
+RESERVED_NAMES = ("encoder", "next_item", *BASELINES)
 """The pretrained model, a table of the evaluation and its baselines: no task may be called so."""
 
 

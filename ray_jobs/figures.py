@@ -18,9 +18,8 @@ from model.metrics import (
     log_loss,
     ranking_metrics,
 )
-from ray_jobs.config import EvaluationSettings
+from ray_jobs.config import BASELINES, EvaluationSettings
 
-BASELINES = ("popularity", "own_history")
 _CALIBRATION_BINS = 10
 _CURVE_POINTS = 50
 

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data_io import storage
+from ray_jobs.config import BASELINES
 
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 _MODEL_COLOUR, _BASELINE_COLOUR = "#2563eb", "#9ca3af"
-_BASELINES = ("popularity", "own_history")
 
 mpl.use("svg")
 mpl.rcParams["svg.hashsalt"] = "clickformer"
@@ -88,7 +88,7 @@ def plot_calibration(figures: dict[str, Any]) -> str:
 
 
 def _colour(name: str) -> str:
-    return _BASELINE_COLOUR if name in _BASELINES else _MODEL_COLOUR
+    return _BASELINE_COLOUR if name in BASELINES else _MODEL_COLOUR
 
 
 def _figure() -> tuple[Figure, Axes]:

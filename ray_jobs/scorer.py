@@ -26,6 +26,7 @@ from model.config import OutcomeTask
 from model.heads import ClickformerForOutcome
 from model.scoring import iter_batches, outcome_probabilities, rank_items
 from model.topk import exclude_items, target_ranks, top_k
+from ray_jobs.config import BASELINES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,7 @@ class Evaluator:
         length = max(model.config.sequence_length for model in self.models.values())
         actions = self.run.store.action_indices(self.run.target_actions)
         examples = next_item_examples(sequences, self.run.split, "test", length, actions)
-        ranks: dict[str, list[np.ndarray]] = {name: [] for name in (*self.models, "popularity", "own_history")}
+        ranks: dict[str, list[np.ndarray]] = {name: [] for name in (*self.models, *BASELINES)}
         for first in range(0, len(examples), self.run.batch_size):
             part = examples.take(np.arange(first, min(first + self.run.batch_size, len(examples))))
             for name, scores in self._all_scores(sequences, part):

@@ -69,7 +69,7 @@ def train(
         num_examples = int(index.num_examples.sum())
         if not num_examples:
             raise SettingsError(f"{name}: no user has two events before the validation cutoff; see split")
-        say(f"{name}: {num_examples:,} training examples of {store.num_users:,} users")
+        say(f"{name}: {num_examples:,} training examples of {store.num_users:,} users, {_describe(settings.cluster)}")
         run = TrainRun(
             name=name,
             learning=learning,
@@ -92,6 +92,15 @@ def train(
     save_model(best.model, store.url, output_url, {k: v for k, v in best.manifest.items() if k != "files"})
     storage.delete_folder(storage.join(work_url, "checkpoints"))
     storage.delete_folder(storage.join(work_url, BEST))
+
+
+def _describe(cluster: ClusterSettings) -> str:
+    """What trains; a GPU that lies idle because there is not one for every worker is named."""
+    if uses_gpu(cluster):
+        return f"{cluster.num_workers} workers with a GPU each"
+    idle = int(ray.cluster_resources().get("GPU", 0))
+    hint = f" (the cluster has {idle} GPU: --cluster.num-workers {idle} would use it)" if idle else ""
+    return f"{cluster.num_workers} workers on CPU{hint}"
 
 
 def count_store(learning: Learning) -> StoreIndex:

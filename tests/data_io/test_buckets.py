@@ -238,3 +238,14 @@ def test_exceptions_survive_a_pickle_round_trip(kind: type[Exception]) -> None:
     copy = pickle.loads(pickle.dumps(kind("what is wrong")))
     assert type(copy) is kind
     assert str(copy) == "what is wrong"
+
+
+def test_publishing_removes_what_a_killed_attempt_left_in_a_bucket(tmp_path: Path) -> None:
+    writer = BucketWriter(url=str(tmp_path), fingerprint="this")
+    for _ in range(2):
+        mark = writer.commit(0, 1, make_table(1), {})
+    (tmp_path / "vocabulary.parquet").write_bytes(b"kept")
+    writer.publish([mark], {})
+    assert [path.name for path in (tmp_path / "bucket=00000").iterdir()] == [mark["file"]["name"].split("/")[1]]
+    assert (tmp_path / "vocabulary.parquet").exists()
+    assert sum(table.num_rows for table in iter_buckets(str(tmp_path))) == make_table(1).num_rows
