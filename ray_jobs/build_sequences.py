@@ -5,6 +5,11 @@ rows beside it. The second merges the runs bucket by bucket, one row per user. A
 done again. Measured against Ray Data's own shuffle and against Polars in tests/benchmarks/build_sequences.py.
 """
 
+from ray_jobs.cli import run_job
+
+if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
+    run_job("build_sequences")
+
 import pickle
 from dataclasses import asdict
 from datetime import datetime
@@ -40,7 +45,6 @@ from data_io.sequences import merge_bucket
 from data_io.store import QUALITY_REPORT_NAME, QUARANTINE, SequenceStore, write_time_histogram
 from data_io.vocabulary import Vocabulary, build_vocabulary, write_vocabulary
 from ray_jobs.bucket_map import map_buckets, map_rows
-from ray_jobs.cli import run_job
 from ray_jobs.config import Settings
 from ray_jobs.progress import Progress, say
 
@@ -221,7 +225,3 @@ def _merge_buckets(merger: BucketMerger, num_buckets: int) -> list[dict[str, Any
         done[mark["bucket"]] = mark
         progress.advance()
     return [done[bucket] for bucket in range(num_buckets)]
-
-
-if __name__ == "__main__":
-    run_job("build_sequences")

@@ -1,10 +1,14 @@
 """The job that turns a well-known data set on disk into an event log."""
 
+from ray_jobs.cli import run_job
+
+if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
+    run_job("convert")
+
 from data_io import storage
 from data_io.buckets import fingerprint
 from data_io.schema import DataContractError
 from data_io.sources import read_source
-from ray_jobs.cli import run_job
 from ray_jobs.config import Settings
 from ray_jobs.progress import Progress, say
 
@@ -29,7 +33,3 @@ def run(settings: Settings) -> str:
     storage.write_json(storage.join(url, DONE_NAME), mark | {"num_rows": num_rows})
     say(f"convert: {num_rows:,} events in {url} after {progress.seconds:.0f} s; next: clickformer build_sequences")
     return url
-
-
-if __name__ == "__main__":
-    run_job("convert")

@@ -1,8 +1,12 @@
 """The job that runs all the others in order, on real or generated data."""
 
+from ray_jobs.cli import run_job
+
+if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
+    run_job("demo")
+
 from cluster.session import ray_session
 from ray_jobs import build_sequences, convert, evaluate, finetune, pretrain, score_users
-from ray_jobs.cli import run_job
 from ray_jobs.config import Settings
 from ray_jobs.progress import Progress, say
 
@@ -19,7 +23,3 @@ def run(settings: Settings) -> str:
         report = evaluate.run(settings)
     say(f"demo: done in {progress.seconds / 60:.1f} min; everything is under {settings.run_dir}")
     return report
-
-
-if __name__ == "__main__":
-    run_job("demo")

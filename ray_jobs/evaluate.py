@@ -4,6 +4,11 @@ Every user with history before the test cutoff and a target after it is ranked o
 predicted at the cutoff. Per-user results are kept as Parquet; figures go to report.json and index.html.
 """
 
+from ray_jobs.cli import run_job
+
+if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
+    run_job("evaluate")
+
 import pickle
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,7 +22,6 @@ from data_io.buckets import BucketWriter, fingerprint, is_published
 from data_io.splits import Split, history_ends
 from data_io.store import QUALITY_REPORT_NAME, SequenceStore
 from ray_jobs.bucket_map import map_buckets, map_buckets_in_actors
-from ray_jobs.cli import run_job
 from ray_jobs.config import Settings
 from ray_jobs.figures import next_item_figures, outcome_figures, verdicts
 from ray_jobs.learning import count_items
@@ -127,7 +131,3 @@ def _report(settings: Settings, evaluation: EvaluationRun, split: Split) -> dict
 def _model_facts(urls: Iterable[str]) -> dict[str, Any]:
     manifests = {url.rsplit("/", 1)[1]: storage.read_json(storage.join(url, "_MANIFEST.json")) for url in urls}
     return {name: {key: m[key] for key in ("kind", "fingerprint", "validation")} for name, m in manifests.items()}
-
-
-if __name__ == "__main__":
-    run_job("evaluate")

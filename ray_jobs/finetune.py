@@ -1,8 +1,12 @@
 """The job that gives a pretrained encoder a task and trains it."""
 
+from ray_jobs.cli import run_job
+
+if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
+    run_job("finetune")
+
 from data_io import storage
 from data_io.buckets import read_manifest
-from ray_jobs.cli import run_job
 from ray_jobs.config import Settings
 from ray_jobs.progress import say
 from ray_jobs.tasks import finetuning
@@ -20,7 +24,3 @@ def run(settings: Settings) -> str:
     train(f"finetune {name}", settings, settings.finetune, learning, url, inputs)
     say(f"finetune {name}: task model in {url}; next: clickformer score_users")
     return url
-
-
-if __name__ == "__main__":
-    run_job("finetune")

@@ -1,7 +1,11 @@
 """The job that trains an encoder on the sequences, without labels."""
 
-from data_io import storage
 from ray_jobs.cli import run_job
+
+if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
+    run_job("pretrain")
+
+from data_io import storage
 from ray_jobs.config import Settings
 from ray_jobs.progress import say
 from ray_jobs.tasks import pretraining
@@ -16,7 +20,3 @@ def run(settings: Settings) -> str:
     train("pretrain", settings, settings.pretrain, pretraining(settings, store, split), url, inputs)
     say(f"pretrain: encoder in {url}; next: clickformer finetune, or score_users")
     return url
-
-
-if __name__ == "__main__":
-    run_job("pretrain")

@@ -4,6 +4,11 @@ Ray Data hands buckets to scoring actors; a bucket whose mark stands is not done
 the users written have been counted against the store.
 """
 
+from ray_jobs.cli import run_job
+
+if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
+    run_job("score_users")
+
 import pickle
 from typing import Any
 
@@ -13,7 +18,6 @@ from data_io.buckets import BucketWriter, fingerprint, is_published
 from data_io.schema import DataContractError
 from data_io.store import SequenceStore
 from ray_jobs.bucket_map import map_buckets_in_actors
-from ray_jobs.cli import run_job
 from ray_jobs.config import Settings
 from ray_jobs.models import find_recommender, find_tasks
 from ray_jobs.progress import Progress, say
@@ -73,7 +77,3 @@ def _score_buckets(settings: Settings, score_run: ScoreRun, progress: Progress) 
         marks[mark["bucket"]] = mark
         progress.advance(mark["num_users"])
     return marks
-
-
-if __name__ == "__main__":
-    run_job("score_users")

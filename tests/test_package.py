@@ -99,8 +99,8 @@ def test_a_job_is_a_module_with_run_and_an_entry(job: str) -> None:
     tree = ast.parse((REPOSITORY / "ray_jobs" / f"{job}.py").read_text())
     run = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
     assert [argument.arg for argument in run.args.args] == ["settings"]
-    last = tree.body[-1]
-    assert ast.unparse(last) == f"if __name__ == '__main__':\n    run_job('{job}')"
+    entry = tree.body[2]
+    assert ast.unparse(entry) == f"if __name__ == '__main__':\n    run_job('{job}')", "before the heavy imports"
 
 
 def test_a_job_runs_as_a_module() -> None:
