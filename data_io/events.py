@@ -219,21 +219,27 @@ def part_events(events: pa.Table, earliest: datetime, latest: datetime) -> tuple
     frame = pl.from_arrow(events)
     assert isinstance(frame, pl.DataFrame)
     time = pl.col(EVENT_TIME).dt.replace_time_zone(None)
-    reason = (
-        pl.when(_is_empty(frame, USER_ID)).then(pl.lit("empty_user_id"))
-        .when(_is_empty(frame, ACTION)).then(pl.lit("empty_action"))
-        .when(_is_empty(frame, ITEM_ID) & (pl.col(ACTION) != SEARCH_ACTION)).then(pl.lit("empty_item_id"))
-        .when(pl.col(EVENT_TIME).is_null()).then(pl.lit("empty_event_time"))
-        .when(time < pl.lit(_naive(earliest))).then(pl.lit("event_time_too_early"))
-        .when(time > pl.lit(_naive(latest))).then(pl.lit("event_time_too_late"))
-    )  # fmt: skip
-    marked = frame.with_columns(reason.alias(REASON)).with_row_index(SOURCE_ROW)
-    num_empty_items = frame.select(_is_empty(frame, ITEM_ID).sum()).item()
-    if not num_empty_items and marked[REASON].null_count() == marked.height:
-        return marked.drop(REASON).to_arrow(), marked.clear().to_arrow()  # the usual case, without a copy of every row
-    no_item = pl.when(~_is_empty(frame, ITEM_ID)).then(pl.col(ITEM_ID)).alias(ITEM_ID)
-    good = marked.with_columns(no_item).filter(pl.col(REASON).is_null()).drop(REASON)
-    return good.to_arrow(), marked.filter(pl.col(REASON).is_not_null()).to_arrow()
+    no_item = _is_empty(frame, ITEM_ID)
+    faults = {
+        "empty_user_id": _is_empty(frame, USER_ID),
+        "empty_action": _is_empty(frame, ACTION),
+        "empty_item_id": no_item & (pl.col(ACTION) != SEARCH_ACTION),
+        "empty_event_time": pl.col(EVENT_TIME).is_null(),
+        "event_time_too_early": time < pl.lit(_naive(earliest)),
+        "event_time_too_late": time > pl.lit(_naive(latest)),
+    }
+    numbered = frame.with_row_index(SOURCE_ROW)
+    if not frame.select(pl.any_horizontal(no_item, *faults.values()).any()).item():
+        return numbered.to_arrow(), _mark(numbered.clear(), faults).to_arrow()  # the usual case: nothing is copied
+    marked = _mark(numbered, faults)
+    good = marked.with_columns(pl.when(~no_item).then(pl.col(ITEM_ID)).alias(ITEM_ID)).filter(pl.col(REASON).is_null())
+    return good.drop(REASON).to_arrow(), marked.filter(pl.col(REASON).is_not_null()).to_arrow()
+
+
+def _mark(frame: pl.DataFrame, faults: dict[str, pl.Expr]) -> pl.DataFrame:
+    """Rows with the first of their faults as reason, null where there is none."""
+    reasons = [pl.when(fault).then(pl.lit(reason)) for reason, fault in faults.items()]
+    return frame.with_columns(pl.coalesce(reasons).alias(REASON))
 
 
 def _naive(moment: datetime) -> datetime:

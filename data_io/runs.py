@@ -146,7 +146,7 @@ def _cut_long_users(
     if max_events is None or table.num_rows <= max_events:
         return None, 0, 0
     # Cheap look first: users of equal low hash bits are counted together, and mostly none of these groups is large.
-    if np.bincount(key & np.uint64(0xFFFF)).max() <= max_events:
+    if np.bincount(key.astype(np.uint16)).max() <= max_events:
         return None, 0, 0
     users = pl.Series(table.column(USER_ID))
     long = users.value_counts(name="n").filter(pl.col("n") > max_events)[users.name]

@@ -13,6 +13,7 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -243,9 +244,20 @@ def read_row_group(url: str, index: int) -> pa.Table:
     filesystem, path = locate(url)
     try:
         with filesystem.open_input_file(path) as source:
-            return pq.ParquetFile(source, page_checksum_verification=True).read_row_group(index, use_threads=False)
+            footer = _footer(url, source.size())
+            file = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
+            return file.read_row_group(index, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise DataContractError(f"{url}: cannot be read as Parquet ({error}); restore or rebuild it") from error
+
+
+@lru_cache(maxsize=256)
+def _footer(url: str, num_bytes: int) -> pq.FileMetaData:
+    """A file's footer, kept from one row group to the next; `num_bytes` tells a replaced file from the one before."""
+    assert num_bytes
+    filesystem, path = locate(url)
+    with filesystem.open_input_file(path) as source:
+        return pq.read_metadata(source)
 
 
 def read_parquet(url: str, *, columns: list[str] | None = None) -> pa.Table:

@@ -117,7 +117,9 @@ def build_with_clickformer(log: Path, output: Path) -> None:
         began = time.perf_counter()
         first = output / "warm"
         first.mkdir()
-        pq.write_table(pq.ParquetFile(log / "part-00000.parquet").read_row_group(0).slice(0, 1000), first / "a.parquet")
+        # Several runs of the least size, so that every worker process is up and has imported what it needs.
+        some = pq.ParquetFile(log / "part-00000.parquet").read_row_group(0).slice(0, 800_000)
+        pq.write_table(some, first / "a.parquet", row_group_size=100_000)
         build_sequences.run(Settings.model_validate({"run_dir": str(output / "warm"), "events": {"path": str(first)}}))
         started = time.perf_counter() - began
         began = time.perf_counter()
