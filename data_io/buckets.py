@@ -44,7 +44,12 @@ def hash64(keys: pa.Array) -> np.ndarray:
 
 def bucket_of(user_ids: pa.Array, num_buckets: int) -> np.ndarray:
     """The bucket (int32) of each user id."""
-    return (hash64(user_ids) % np.uint64(num_buckets)).astype(np.int32)
+    return bucket_of_hash(hash64(user_ids), num_buckets)
+
+
+def bucket_of_hash(hashes: np.ndarray, num_buckets: int) -> np.ndarray:
+    """The bucket (int32) of each user, from the `hash64` of the id."""
+    return (hashes % np.uint64(num_buckets)).astype(np.int32)
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from data_io import storage
-from data_io.buckets import hash64
+from data_io.buckets import bucket_of_hash, hash64
 from data_io.events import Fragment
 from data_io.schema import (
     ACTION,
@@ -31,7 +31,7 @@ from data_io.schema import (
     USER_ID,
     DataContractError,
 )
-from data_io.sequences import ACTION_CODE, ITEM_CODE, order_of_users, repeated_events
+from data_io.sequences import ACTION_CODE, ITEM_CODE, event_micros, order_of_users, repeated_events
 from data_io.store import MINUTE, MINUTE_US
 from data_io.vocabulary import Vocabulary
 
@@ -100,7 +100,7 @@ def build_run(events: pa.Table, num_buckets: int, max_events: int | None, *, dro
     item, items = _numbered(events.column(ITEM_ID))
     action, actions = _numbered(events.column(ACTION))
     key = hash64(user_id)
-    bucket = (key % np.uint64(num_buckets)).astype(np.uint16)
+    bucket = bucket_of_hash(key, num_buckets).astype(np.uint16)
     carried = [name for name in events.column_names if name not in (USER_ID, ITEM_ID, ACTION, EVENT_TIME, SOURCE_ROW)]
     columns = {
         USER_ID: user_id,
@@ -160,7 +160,7 @@ def _cut_long_users(
     order = order[~repeated]
     user = np.cumsum(np.isin(np.arange(len(repeated)), starts))[~repeated]
     last = np.searchsorted(user, user, side="right")
-    time = part.column(EVENT_TIME).combine_chunks().cast(pa.int64()).to_numpy()[order]
+    time = event_micros(part.column(EVENT_TIME))[order]
     # Events tied with the oldest one kept stay too: which of them is newer is only known once all runs are merged.
     first_kept = np.maximum(last - max_events, np.searchsorted(user, user, side="left"))
     newest = order[time >= time[first_kept]]
@@ -217,9 +217,9 @@ def read_run_bucket(url: str, mark: dict[str, Any], bucket: int) -> pa.Table | N
     return storage.read_row_group(storage.join(url, RUNS, mark["files"]["events"]["name"]), group)
 
 
-def read_run_items(url: str, mark: dict[str, Any]) -> pl.DataFrame:
-    """item_id and count of a run, in the order of their numbers."""
-    return _frame(storage.read_parquet(storage.join(url, RUNS, mark["files"]["items"]["name"])))
+def read_run_items(url: str, file: str) -> pl.DataFrame:
+    """item_id and count of a run, in the order of their numbers, from the file of that name in its mark."""
+    return _frame(storage.read_parquet(storage.join(url, RUNS, file)))
 
 
 def read_run_minutes(url: str, mark: dict[str, Any]) -> pl.DataFrame:

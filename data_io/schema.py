@@ -24,7 +24,6 @@ PRICE: Final = "price"
 QUANTITY: Final = "quantity"
 RATING: Final = "rating"
 
-BUCKET: Final = "bucket"
 ITEM_INDEX: Final = "item_index"
 ACTION_INDEX: Final = "action_index"
 COUNT: Final = "count"

@@ -63,7 +63,7 @@ def order_of_users(events: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     rank = np.empty(num_users, np.int64)
     rank[pl.Series(encoded.dictionary).arg_sort().to_numpy()] = np.arange(num_users)
     user = rank[encoded.indices.to_numpy()]
-    time = _micros(events.column(EVENT_TIME))
+    time = event_micros(events.column(EVENT_TIME))
     # A log is mostly in the order of time: then users need only be brought together, by a radix sort of small numbers.
     order = np.argsort(user.astype(np.uint16) if num_users <= _RADIX_LIMIT else user, kind="stable")
     grouped, moments = user[order], time[order]
@@ -80,7 +80,7 @@ def repeated_events(events: pa.Table, order: np.ndarray, starts: np.ndarray) -> 
         events: columns that make events equal.
         order, starts: as `order_of_users` gives them.
     """
-    time = _micros(events.column(EVENT_TIME))[order]
+    time = event_micros(events.column(EVENT_TIME))[order]
     begins = np.zeros(len(order), bool)
     begins[starts] = True
     begins[1:] |= time[1:] != time[:-1]
@@ -149,7 +149,8 @@ def merge_bucket(
     return pa.table(columns, schema=schema), facts
 
 
-def _micros(times: pa.ChunkedArray) -> np.ndarray:
+def event_micros(times: pa.ChunkedArray) -> np.ndarray:
+    """[E] microseconds since 1970 UTC of event times."""
     return times.combine_chunks().cast(pa.int64()).to_numpy()
 
 

@@ -40,7 +40,7 @@ from data_io.runs import (
     translate,
     write_run,
 )
-from data_io.schema import EVENT_TIME, FIRST_INDEX, ITEM_ID, ITEM_INDEX, USER_ID, store_schema
+from data_io.schema import EVENT_TIME, FIRST_INDEX, ITEM_ID, ITEM_INDEX, USER_ID, DataContractError, store_schema
 from data_io.sequences import merge_bucket
 from data_io.store import QUALITY_REPORT_NAME, QUARANTINE, SequenceStore, write_time_histogram
 from data_io.vocabulary import Vocabulary, build_vocabulary, write_vocabulary
@@ -68,7 +68,11 @@ def run(settings: Settings) -> SequenceStore:
         encoder = RunEncoder(log, settings.events, settings.store, writer, num_buckets)
         runs = _encode_runs(log, settings.store, encoder)
         found = _add_up(url, runs)
-        found.check(settings.events_url, settings.events.max_bad_share)
+        try:
+            found.check(settings.events_url, settings.events.max_bad_share)
+        except DataContractError:
+            delete_runs(url)  # so that a mended log, or another share, may be built in the same place
+            raise
         items = build_vocabulary(found.items, 1)
         vocabulary = build_vocabulary(found.items, settings.store.min_item_count)
         vocabulary_hash = write_vocabulary(url, vocabulary)
@@ -137,6 +141,8 @@ class RunEncoder:
 def _encode_runs(log: EventLog, store: StoreSettings, encoder: RunEncoder) -> list[dict[str, Any]]:
     plans = plan_runs(log.fragments, store.rows_per_run)
     done = read_marks(encoder.url, encoder.fingerprint)
+    if not done:
+        storage.delete_folder(storage.join(encoder.url, QUARANTINE))  # of a build that was refused
     missing = [{"plan": pickle.dumps(plan)} for plan in plans if plan.number not in done]
     progress = Progress("build_sequences: reading", log.num_rows, "rows")
     progress.resume_at(sum(mark["num_rows"] for mark in done.values()))
@@ -155,7 +161,11 @@ def _add_up(url: str, runs: list[dict[str, Any]]) -> LogSurvey:
     found = LogSurvey()
     for mark in runs:
         counts = {name: mark[name] for name in ("num_rows", "reasons", "actions", "num_duplicates", "num_truncated")}
-        found.add(RunSurvey(items=read_run_items(url, mark), minutes=read_run_minutes(url, mark), **counts))
+        found.add(
+            RunSurvey(
+                items=read_run_items(url, mark["files"]["items"]["name"]), minutes=read_run_minutes(url, mark), **counts
+            )
+        )
     return found
 
 
@@ -201,14 +211,14 @@ class BucketMerger:
         events = read_run_bucket(self.encoder.url, mark, bucket)
         if events is None:
             return None
-        items = _item_indices(self.encoder.url, pickle.dumps(mark), self.items)
+        items = _item_indices(self.encoder.url, mark["files"]["items"]["name"], self.items)
         return translate(events, items, action_indices_of(mark["actions"], self.actions))
 
 
 @lru_cache(maxsize=1_024)
-def _item_indices(url: str, mark: bytes, all_items: "ray.ObjectRef[Vocabulary]") -> np.ndarray:
+def _item_indices(url: str, file: str, all_items: "ray.ObjectRef[Vocabulary]") -> np.ndarray:
     """What a run's item numbers mean, kept from one bucket to the next of the same worker."""
-    items = read_run_items(url, pickle.loads(mark)).to_arrow().column(ITEM_ID).combine_chunks()
+    items = read_run_items(url, file).to_arrow().column(ITEM_ID).combine_chunks()
     return item_indices_of(items, ray.get(all_items))
 
 

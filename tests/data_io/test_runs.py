@@ -58,7 +58,7 @@ def test_buckets_of_a_run_come_back_one_at_a_time(tmp_path: Path, make_events: C
         found = read_run_bucket(str(tmp_path), mark, bucket)
         users = [] if found is None else found.column("user_id").to_pylist()
         assert users == events.filter(pa.array(expected == bucket)).column("user_id").to_pylist()
-    assert read_run_items(str(tmp_path), mark).rows() == [("i0", 5), ("i1", 5), ("i2", 5)]
+    assert read_run_items(str(tmp_path), mark["files"]["items"]["name"]).rows() == [("i0", 5), ("i1", 5), ("i2", 5)]
     assert read_run_minutes(str(tmp_path), mark)["count"].sum() == 15
 
 

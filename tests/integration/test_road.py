@@ -11,6 +11,7 @@ import pytest
 from data_io import storage
 from data_io.buckets import iter_buckets, read_manifest
 from data_io.config import SyntheticSettings
+from data_io.schema import DataContractError
 from data_io.store import SequenceStore
 from data_io.synthetic import generate_events
 from ray_jobs import build_sequences, evaluate, finetune, pretrain, score_users
@@ -147,6 +148,21 @@ def test_bad_rows_go_to_quarantine_and_are_counted(tmp_path: Path, events: pa.Ta
     quarantine = pq.read_table(tmp_path / "run/store/quarantine")
     assert quarantine.column("reason").to_pylist() == ["empty_user_id"] * 3
     assert sorted(quarantine.column("source_row").to_pylist()) == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_refused_build_may_be_repeated_with_another_share_or_a_mended_log(tmp_path: Path, events: pa.Table) -> None:
+    users = events.column("user_id").to_pylist()
+    dirty = events.set_column(0, "user_id", pa.array([None] * 40 + users[40:], pa.large_string()))
+    write_log(str(tmp_path / "log"), dirty)
+    log = {"path": str(tmp_path / "log"), "max_bad_share": 0.001}
+    with pytest.raises(DataContractError, match=r"more than events\.max_bad_share"):
+        build_sequences.run(make_settings(str(tmp_path / "run"), events=log))
+    assert pq.read_table(tmp_path / "run/store/quarantine").num_rows == 40, "for a person to look at"
+    write_log(str(tmp_path / "log"), events)
+    store = build_sequences.run(make_settings(str(tmp_path / "run"), events=log))
+    assert store.manifest["num_quarantined"] == 0
+    assert not (tmp_path / "run/store/quarantine").exists()
 
 
 @pytest.mark.usefixtures("ray_cluster", "s3_endpoint")
