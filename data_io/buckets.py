@@ -18,10 +18,19 @@ import pyarrow.parquet as pq
 
 from data_io import storage
 from data_io.schema import DataContractError
+from data_io.snapshots import (
+    MANIFEST_NAME,
+    bucket_files,
+    publish_manifest,
+    published_manifest,
+    read_manifest,
+    remove_unnamed,
+)
 
-MANIFEST_NAME = "_MANIFEST.json"
-BUCKET_MARKS = "_buckets"
+WORK = "_work"
+BUCKET_MARKS = "buckets"
 BUCKET_FOLDER = "bucket="
+_STATE_SIGN = "-"
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -88,7 +97,8 @@ class BucketWriter:
     """Commits the buckets of one output folder, each in one atomic step.
 
     A bucket's file is put under a unique attempt name, then its mark, which names the file, its size and hash. Work
-    done twice (a retried task) leaves an orphan file that no mark names.
+    done twice (a retried task) leaves an orphan file that no mark names. Marks and whatever else a job needs to go on
+    after it was killed stand in WORK until it has published.
     """
 
     url: str
@@ -96,69 +106,101 @@ class BucketWriter:
     plain: tuple[str, ...] = ()
     """Columns whose values hardly repeat (see `storage.write_parquet`)."""
 
+    @property
+    def work_url(self) -> str:
+        """Folder of what is not published yet."""
+        return storage.join(self.url, WORK, self.fingerprint)
+
+    def check_alone(self) -> None:
+        """Fail where part of another output stands in the folder.
+
+        Raises:
+            DataContractError: it holds work of other settings or from other input.
+        """
+        for found in storage.list_folders(storage.join(self.url, WORK)):
+            if found != self.fingerprint and not _is_earlier(found, self.fingerprint):
+                raise DataContractError(_other(self.url, found, self.fingerprint))
+
     def committed(self, num_buckets: int) -> dict[int, dict[str, Any]]:
         """Marks of the buckets that are done, by bucket.
 
         Raises:
             DataContractError: the folder holds buckets made with other settings or from other input.
         """
-        marks = (storage.read_json(url) for url in storage.list_files(storage.join(self.url, BUCKET_MARKS)))
+        self.check_alone()
+        marks = (storage.read_json(url) for url in storage.list_files(storage.join(self.work_url, BUCKET_MARKS)))
         found = {mark["bucket"]: mark for mark in marks}
         for mark in found.values():
-            if mark["fingerprint"] != self.fingerprint or mark["num_buckets"] != num_buckets:
-                raise DataContractError(
-                    f"{self.url} holds output of other settings or input (its fingerprint {mark['fingerprint']}, "
-                    f"this run's {self.fingerprint}); choose another run_dir or delete that folder"
-                )
+            if mark["num_buckets"] != num_buckets:
+                raise DataContractError(_other(self.url, self.fingerprint, self.fingerprint))
         return found
 
-    def commit(self, bucket: int, num_buckets: int, table: pa.Table, facts: dict[str, Any]) -> dict[str, Any]:
-        """Write a bucket's rows and then its mark; returns the mark."""
+    def commit(
+        self, bucket: int, num_buckets: int, table: pa.Table, facts: dict[str, Any], *, remember: bool = True
+    ) -> dict[str, Any]:
+        """Write a bucket's rows and then its mark; returns the mark.
+
+        Args:
+            bucket: which one.
+            num_buckets: of the output.
+            table: its rows.
+            facts: what else the mark says.
+            remember: False: put no mark, where doing the work again costs less than marks do.
+        """
         name = f"{BUCKET_FOLDER}{bucket:05d}"
         url = storage.join(self.url, name, f"part-{uuid.uuid4().hex}.parquet")
         written = storage.write_parquet(url, table, plain=self.plain)
         file = asdict(written) | {"name": f"{name}/{written.name}"}
-        identity = {"bucket": bucket, "num_buckets": num_buckets, "fingerprint": self.fingerprint}
-        mark = identity | {"file": file} | facts
-        storage.write_json(storage.join(self.url, BUCKET_MARKS, f"{bucket:05d}.json"), mark)
+        mark = {"bucket": bucket, "num_buckets": num_buckets, "file": file} | facts
+        if remember:
+            storage.write_json(storage.join(self.work_url, BUCKET_MARKS, f"{bucket:05d}.json"), mark)
         return mark
 
     def publish(self, marks: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
-        """Write the manifest, by which readers see the whole output from now on; returns it.
+        """Write the manifest of buckets that were all written anew, by which readers see them; returns it.
 
-        Files that attempts killed half-way left in the buckets are removed, so that a reader who knows no manifest sees
-        each row once too.
+        What they replace, and files that attempts killed half-way left, are removed, so that a reader who knows no
+        manifest sees each row once too.
         """
-        files = {str(mark["bucket"]): mark["file"] for mark in sorted(marks, key=lambda mark: mark["bucket"])}
-        manifest = {"format_version": 1, "fingerprint": self.fingerprint} | summary | {"buckets": files}
-        storage.write_json(storage.join(self.url, MANIFEST_NAME), manifest)
-        named = {file["name"] for file in files.values()}
-        for name in storage.list_tree(self.url):
-            if name.startswith(BUCKET_FOLDER) and name not in named:
-                storage.delete_file(storage.join(self.url, name))
+        files = {
+            str(mark["bucket"]): {"files": [mark["file"]]} for mark in sorted(marks, key=lambda mark: mark["bucket"])
+        }
+        content = {"fingerprint": self.fingerprint} | summary | {"buckets": files}
+        manifest = publish_manifest(self.url, content, after=published_manifest(self.url))
+        remove_unnamed(self.url, manifest, (BUCKET_FOLDER,), retain_hours=0)
+        self.delete_work()
         return manifest
 
+    def delete_work(self) -> None:
+        """Remove what is only needed until the output is published."""
+        storage.delete_folder(storage.join(self.url, WORK))
 
-def read_manifest(url: str, *, made_by: str = "the job that makes it") -> dict[str, Any]:
-    """The manifest of a published output.
+
+def _other(url: str, found: str, expected: str) -> str:
+    return (
+        f"{url} holds output of other settings or input (its fingerprint {found}, this run's {expected}); choose "
+        "another run_dir or delete that folder"
+    )
+
+
+def fingerprint_after(content: dict[str, Any], state: str) -> str:
+    """A fingerprint of output that is made again whenever its input has moved on, and then replaces what was before.
 
     Args:
-        url: folder of the output.
-        made_by: what to run where nothing is published yet, for the message.
-
-    Raises:
-        DataContractError: nothing is published there.
+        content: settings and inputs that stay.
+        state: of the input that moves on.
     """
-    try:
-        return storage.read_json(storage.join(url, MANIFEST_NAME))
-    except FileNotFoundError:
-        raise DataContractError(
-            f"{url}: nothing is published here yet (no {MANIFEST_NAME}); run {made_by} first"
-        ) from None
+    return f"{fingerprint(content)}{_STATE_SIGN}{state}"
+
+
+def _is_earlier(found: str, expected: str) -> bool:
+    """Whether two fingerprints differ only in the state of an input that moves on."""
+    same, sign, _ = expected.partition(_STATE_SIGN)
+    return bool(sign) and found.startswith(f"{same}{_STATE_SIGN}")
 
 
 def is_published(url: str, expected_fingerprint: str) -> bool:
-    """Whether the output stands complete.
+    """Whether the output stands complete and up to date.
 
     Raises:
         DataContractError: it stands, but made with other settings or from other input.
@@ -166,29 +208,39 @@ def is_published(url: str, expected_fingerprint: str) -> bool:
     if not storage.exists(storage.join(url, MANIFEST_NAME)):
         return False
     found = read_manifest(url)["fingerprint"]
-    if found != expected_fingerprint:
-        raise DataContractError(
-            f"{url} holds output of other settings or input (its fingerprint {found}, this run's "
-            f"{expected_fingerprint}); choose another run_dir or delete that folder"
-        )
-    return True
+    if found == expected_fingerprint:
+        return True
+    if _is_earlier(found, expected_fingerprint):
+        return False
+    raise DataContractError(_other(url, found, expected_fingerprint))
 
 
-def read_bucket(url: str, manifest: dict[str, Any], bucket: int, *, columns: list[str] | None = None) -> pa.Table:
-    """Rows of one bucket, verified against the manifest.
+def read_part(url: str, file: dict[str, Any], *, columns: list[str] | None = None) -> pa.Table:
+    """Rows of one file of a manifest, verified against it.
 
     Raises:
         DataContractError: the file is missing or is not, byte for byte, the one that was committed.
     """
-    file = manifest["buckets"][str(bucket)]
     path = storage.join(url, file["name"])
     try:
         content = storage.read_bytes(path)
     except FileNotFoundError:
-        raise DataContractError(f"{path}: named in the manifest but missing; rebuild {url}") from None
+        raise DataContractError(
+            f"{path}: named in the manifest but missing; open {url} anew if a job has replaced it since, else rebuild"
+        ) from None
     if hashlib.sha256(content).hexdigest() != file["sha256"]:
         raise DataContractError(f"{path}: differs from what was committed (SHA-256 mismatch); rebuild {url}")
     return pq.read_table(pa.BufferReader(content), columns=columns)
+
+
+def read_bucket(url: str, manifest: dict[str, Any], bucket: int, *, columns: list[str] | None = None) -> pa.Table:
+    """Rows of one bucket as they stand in its files, verified against the manifest.
+
+    Raises:
+        DataContractError: a file is missing or is not, byte for byte, the one that was committed.
+    """
+    files = bucket_files(manifest["buckets"][str(bucket)])
+    return pa.concat_tables([read_part(url, file, columns=columns) for file in files])
 
 
 def iter_buckets(url: str, *, columns: list[str] | None = None) -> Iterator[pa.Table]:

@@ -67,6 +67,77 @@ class EventSettings(SettingsModel):
     """Largest share of quarantined rows (0 to 1) a build accepts before it fails."""
     drop_duplicates: bool = True
     """Drop all but the first of events that are equal in every contract column, and count them."""
+    features: dict[str, Literal["categorical", "numeric"]] = {}
+    """Further columns, by the log's own names, that go into the store: categorical (text or integer) or numeric."""
+    allowed_actions: list[str] | None = Field(default=None, min_length=1)
+    """Actions the log may have; events of others are quarantined. None: any."""
+    max_string_bytes: int = Field(default=1_024, ge=1)
+    """Longest id, action, session or categorical feature in bytes, a query ten times that; rows with a longer one are
+    quarantined."""
+    max_bad_files: int = Field(default=0, ge=0)
+    """Files a build may leave out because their footers break the contract; more and it fails before any work, with a
+    verdict for each."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "EventSettings":
+        if self.allowed_actions and self.default_action and self.default_action not in self.allowed_actions:
+            raise ValueError(
+                f"default_action {self.default_action} is not among allowed_actions {self.allowed_actions}"
+            )
+        if self.latest_time and _utc(self.earliest_time) >= _utc(self.latest_time):
+            raise ValueError(f"earliest_time {self.earliest_time} must lie before latest_time {self.latest_time}")
+        return self
+
+
+class ItemSettings(SettingsModel):
+    """The item table: what the shop knows of its items."""
+
+    path: str | None = None
+    """Folder, file or glob of Parquet files, local or s3://; None: there is no item table."""
+    columns: dict[str, str] = {}
+    """Contract column or feature to the table's own name, for those that differ, such as {item_id: sku}."""
+    features: dict[str, Literal["categorical", "numeric", "text", "vector"]] = {}
+    """Further columns to keep: categorical (text, integer or boolean), numeric, text, or vector (lists of numbers, all
+    of one length)."""
+    category_separator: str = Field(default=">", min_length=1)
+    """What parts the levels of a category given as text, such as "garden > tools > spades"."""
+    num_price_buckets: int = Field(default=16, ge=1, le=32_767)
+    """Most buckets, about equal in items, that prices fall into; bucket 0 is for a missing price."""
+    max_bad_share: float = Field(default=0.001, ge=0, le=1)
+    """Largest share of quarantined rows (0 to 1) a build accepts before it fails."""
+
+
+class UserSettings(SettingsModel):
+    """The user table: what the shop knows of its users."""
+
+    path: str | None = None
+    """Folder, file or glob of Parquet files, local or s3://; None: there is no user table."""
+    columns: dict[str, str] = {}
+    """Contract column or feature to the table's own name, for those that differ, such as {user_id: customer}."""
+    features: dict[str, Literal["categorical", "numeric"]] = {}
+    """Attributes to keep: categorical (text, integer or boolean) or numeric."""
+    sensitive: list[str] = []
+    """Features that readers get only when they ask for them, and that never enter the quarantine."""
+    max_bad_share: float = Field(default=0.001, ge=0, le=1)
+    """Largest share of quarantined rows (0 to 1) a build accepts before it fails."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "UserSettings":
+        unknown = sorted(set(self.sensitive) - set(self.features))
+        if unknown:
+            raise SettingsError(
+                f"sensitive names {unknown[0]}, which is not among features ({', '.join(self.features) or 'none'}); "
+                "declare it there, or correct the name"
+            )
+        return self
+
+
+class PrivacySettings(SettingsModel):
+    """Whose ids the store holds."""
+
+    pseudonym_key_variable: str | None = None
+    """Environment variable, on every node, with the secret of keyed pseudonyms (HMAC-SHA-256) that replace user ids as
+    they are read; fixed for the life of a store. None: ids as they are in the log."""
 
 
 class StoreSettings(SettingsModel):
@@ -81,6 +152,8 @@ class StoreSettings(SettingsModel):
     """Most rows of the log a worker encodes at a time; more mean fewer intermediate files and more memory."""
     min_item_count: int = Field(default=1, ge=1)
     """Items with fewer events in the log share the unknown index."""
+    retain_hours: float = Field(default=24, ge=0)
+    """Hours that files of a superseded snapshot stay, for readers that opened it before."""
 
 
 class TimeSplit(SettingsModel):

@@ -1,204 +1,136 @@
-"""Events: reading a log against its contract, and parting good rows from bad.
+"""Events: reading rows of a log under its contract, and parting good rows from bad.
 
 The unit of reading is a fragment, one row group of one file, so that any worker can take any fragment and every row
-keeps its position in the log. Invariant: rows read = rows kept + rows quarantined.
+keeps its place in its file. Ids are compared byte by byte: no Unicode normalisation, no trimming, no change of case; so
+"é" in its two spellings is two ids, and "a/../b" or an emoji is an id like any other. Only blanks, and words such as
+"nan", stand for no id. Invariant: rows read = rows kept + rows quarantined.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_io import storage
-from data_io.config import EventSettings, SettingsError
+from data_io.config import EventSettings
+from data_io.scan import Fragment
 from data_io.schema import (
     ACTION,
-    CARRIED_TYPES,
-    EVENT_COLUMNS,
+    EVENT_ID,
     EVENT_TIME,
+    FEATURE_KINDS,
     ITEM_ID,
+    QUERY,
     REASON,
     SEARCH_ACTION,
     SOURCE_FILE,
     SOURCE_ROW,
+    STORED_TYPES,
+    TIME_TYPE,
     USER_ID,
     DataContractError,
-    EventColumn,
     canonical_type,
-    kind_of,
 )
+from data_io.utf8 import invalid_utf8, is_utf8
 
 EMPTY_IDS = ("", "nan", "none", "null", "<na>")
 """Texts that stand for a missing id, compared in lower case and without surrounding blanks."""
 _LONGEST_EMPTY_ID = max(len(text) for text in EMPTY_IDS)
-_SCAN_THREADS = 16
+_QUERY_TIMES = 10
+"""How many times the bytes of an id a query may have."""
+_END_OF_TIME = (2**63 - 1) // 1_000_000 * 1_000_000
+"""The last second that 64 bits of microseconds hold: what lies in it or beyond can only be of another unit."""
+_UNIT_FACTORS = (1_000, 1_000_000)
+_EPOCH = datetime(1970, 1, 1)
+_UNIT_TELLS_FROM = 365 * 86_400 * 1_000_000
+"""Within a year of 1970 every time looks like one of another unit: the guess is made from there on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fragment:
-    """One row group of one file of the log."""
+def read_fragment(fragment: Fragment, log_kinds: Mapping[str, str], settings: EventSettings) -> pa.Table:
+    """Rows of a fragment under contract names and canonical types; page checksums are verified where the log has them.
 
-    file: str
-    row_group: int
-    first_row: int
-    """Position of its first row in the file."""
-    first_position: int
-    """Position of its first row in the whole log, files taken in name order."""
-    num_rows: int
+    Numbers that are not finite become null: neither NaN nor an infinity is a value.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventLog:
-    """A log whose footers all keep the contract."""
-
-    fragments: tuple[Fragment, ...]
-    kinds: dict[str, str]
-    """Contract columns the log has, each with its family of types."""
-    inputs: tuple[tuple[str, int], ...]
-    """URL and size of every file, for the fingerprint."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in all files."""
-        return sum(fragment.num_rows for fragment in self.fragments)
-
-    @property
-    def carried(self) -> tuple[str, ...]:
-        """Optional columns that travel into the store."""
-        return tuple(name for name in CARRIED_TYPES if name in self.kinds)
-
-
-def scan_log(url: str, settings: EventSettings) -> EventLog:
-    """Check the footers of all files of a log against the contract, before any row is read.
+    Args:
+        fragment: of `scan_log`.
+        log_kinds: columns to read, `EventLog.kinds`.
+        settings: the log was scanned with.
 
     Raises:
-        DataContractError: a file is empty, torn, lacks a column, has a column of a wrong type, or of another type
-            than the files before it; the message names file, column, found and expected.
-        SettingsError: a column is mapped that the contract does not have.
+        DataContractError: the file is gone or was replaced since the scan, the row group cannot be read, or a value
+            does not fit its canonical type; the message names file and row group.
     """
-    _check_mapping(settings)
-    files = storage.find_parquet_files(url)
-    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        footers = list(pool.map(_read_footer, files))
-    kinds = _check_schema(footers[0][0], files[0], settings)
-    fragments: list[Fragment] = []
-    position = 0
-    for file, (schema, group_rows, _) in zip(files, footers, strict=True):
-        _check_same(_check_schema(schema, file, settings), kinds, file, files[0])
-        starts = np.cumsum([0, *group_rows])
-        for group, num_rows in enumerate(group_rows):
-            first = int(starts[group])
-            fragments.append(
-                Fragment(
-                    file=file, row_group=group, first_row=first, first_position=position + first, num_rows=num_rows
-                )
-            )
-        position += int(starts[-1])
-    if not position:
-        raise DataContractError(f"{url}: the log has {len(files)} Parquet files and not one row")
-    return EventLog(
-        fragments=tuple(fragment for fragment in fragments if fragment.num_rows),
-        kinds=kinds,
-        inputs=tuple((file, size) for file, (_, _, size) in zip(files, footers, strict=True)),
-    )
-
-
-def _check_mapping(settings: EventSettings) -> None:
-    known = [column.name for column in EVENT_COLUMNS]
-    unknown = sorted(set(settings.columns) - set(known))
-    if unknown:
-        raise SettingsError(
-            f"events.columns maps {unknown[0]}, which is no contract column; they are {', '.join(known)}"
-        )
-
-
-def _read_footer(url: str) -> tuple[pa.Schema, list[int], int]:
-    filesystem, path = storage.locate(url)
-    try:
-        with filesystem.open_input_file(path) as source:
-            size = source.size()
-            metadata = pq.read_metadata(source)
-            group_rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-            return metadata.schema.to_arrow_schema(), group_rows, size
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise DataContractError(f"{url}: not a readable Parquet file ({reason}); replace or remove it") from None
-
-
-def _check_schema(schema: pa.Schema, file: str, settings: EventSettings) -> dict[str, str]:
-    kinds: dict[str, str] = {}
-    for column in EVENT_COLUMNS:
-        name = settings.columns.get(column.name, column.name)
-        if name in schema.names:
-            kinds[column.name] = _check_type(column, name, schema.field(name).type, file)
-        elif column.name == ACTION and settings.default_action:
-            kinds[ACTION] = "string"
-        elif column.required or column.name in settings.columns:
-            raise DataContractError(_missing_column(column, name, schema, file))
-    return kinds
-
-
-def _check_type(column: EventColumn, name: str, found: pa.DataType, file: str) -> str:
-    kind = kind_of(found)
-    if kind not in column.kinds:
-        expected = " or ".join(column.kinds)
-        raise DataContractError(
-            f"{file}: column {name} ({column.name}) has type {found}, expected {expected}; cast it in the log"
-        )
-    return kind
-
-
-def _missing_column(column: EventColumn, name: str, schema: pa.Schema, file: str) -> str:
-    remedy = f"set events.columns to map it, such as --events.columns {column.name} YOUR_COLUMN"
-    if column.name == ACTION:
-        remedy += ", or set events.default_action"
-    return f"{file}: no column {name} for {column.name}; it has {', '.join(schema.names)}; {remedy}"
-
-
-def _check_same(kinds: dict[str, str], expected: dict[str, str], file: str, first_file: str) -> None:
-    for name in sorted(kinds.keys() | expected.keys()):
-        if kinds.get(name) != expected.get(name):
-            raise DataContractError(
-                f"{file}: {name} is {kinds.get(name, 'absent')}, but {expected.get(name, 'absent')} in {first_file}; "
-                "all files of a log must agree"
-            )
-
-
-def read_fragment(fragment: Fragment, log_kinds: dict[str, str], settings: EventSettings) -> pa.Table:
-    """Rows of a fragment under contract names and canonical types.
-
-    Raises:
-        DataContractError: the row group cannot be read or a value does not fit its canonical type.
-    """
+    place = f"{fragment.file}, row group {fragment.row_group}"
     names = {column: settings.columns.get(column, column) for column in log_kinds}
-    filesystem, path = storage.locate(fragment.file)
     try:
-        with filesystem.open_input_file(path) as source:
-            file = pq.ParquetFile(source)
-            wanted = sorted(set(names.values()) & set(file.schema_arrow.names))
-            table = file.read_row_group(fragment.row_group, columns=wanted)
-        columns = {column: _canonical(table, column, name, log_kinds, settings) for column, name in names.items()}
-    except (OSError, pa.ArrowException) as error:
-        place = f"{fragment.file}, row group {fragment.row_group}"
+        table = _read_row_group(fragment, place, set(names.values()))
+        columns = {
+            column: _canonical(table, column, name, log_kinds[column], settings) for column, name in names.items()
+        }
+    except FileNotFoundError as error:
+        raise DataContractError(f"{place}: the file is gone since it was scanned; restore it, or build anew") from error
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise DataContractError(f"{place}: cannot be read under the contract ({error})") from error
     return pa.table(columns)
 
 
+def _read_row_group(fragment: Fragment, place: str, names: set[str]) -> pa.Table:
+    def read(source: pa.NativeFile) -> pa.Table:
+        _check_unchanged(place, "bytes", fragment.file_bytes, source.size())
+        # Old timestamps (INT96) would be read as nanoseconds, in which the year 2608 wraps round to 2023.
+        file = pq.ParquetFile(source, page_checksum_verification=True, coerce_int96_timestamp_unit="us")
+        footer = file.metadata
+        found = footer.row_group(fragment.row_group).num_rows if fragment.row_group < footer.num_row_groups else 0
+        _check_unchanged(place, "rows", fragment.num_rows, found)
+        table = file.read_row_group(fragment.row_group, columns=sorted(names & set(file.schema_arrow.names)))
+        _check_unchanged(place, "readable rows", fragment.num_rows, table.num_rows)
+        return table
+
+    return storage.read_file(fragment.file, read)
+
+
+def _check_unchanged(place: str, what: str, scanned: int, found: int) -> None:
+    if found != scanned:
+        raise DataContractError(
+            f"{place}: {scanned:,} {what} when it was scanned and now {found:,}; files of a log must not change: "
+            "restore it, or build anew"
+        )
+
+
 def _canonical(
-    table: pa.Table, column: str, name: str, kinds: dict[str, str], settings: EventSettings
+    table: pa.Table, column: str, name: str, kind: str, settings: EventSettings
 ) -> pa.ChunkedArray | pa.Array:
-    if name not in table.column_names:
+    if column == ACTION and name not in table.column_names and settings.default_action:
         return pa.repeat(pa.scalar(settings.default_action, pa.large_string()), table.num_rows)
     values = table.column(name)
-    target = canonical_type(column, kinds[column])
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    safe = not (pa.types.is_timestamp(target) or pa.types.is_floating(target))
-    return values.cast(target, safe=safe)
+    declared = settings.features.get(column)
+    target = STORED_TYPES[FEATURE_KINDS[declared]] if declared else canonical_type(column, kind)
+    if pa.types.is_timestamp(target):
+        return _to_micros(values)
+    if pa.types.is_floating(target):
+        return _finite(values.cast(target, safe=False))
+    return values.cast(target)
+
+
+def _to_micros(times: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """Times in microseconds; those that do not fit stand at an end of the range, and do not wrap round into it."""
+    factor = {"s": 1_000_000, "ms": 1_000}.get(times.type.unit, 1)
+    if factor == 1:
+        return times.cast(TIME_TYPE, safe=False)
+    limit = _END_OF_TIME // factor
+    return (pl.Series(times.cast(pa.int64())).clip(-limit, limit) * factor).to_arrow().cast(TIME_TYPE)
+
+
+def _finite(numbers: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    series = pl.Series(numbers)
+    finite = series.is_finite()
+    return numbers if finite.all() else pl.select(pl.when(finite).then(series)).to_series().to_arrow()
 
 
 def latest_time(settings: EventSettings) -> datetime:
@@ -206,51 +138,118 @@ def latest_time(settings: EventSettings) -> datetime:
     return settings.latest_time or datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
 
 
-def part_events(events: pa.Table, earliest: datetime, latest: datetime) -> tuple[pa.Table, pa.Table]:
+def part_events(events: pa.Table, settings: EventSettings, latest: datetime) -> tuple[pa.Table, pa.Table]:
     """Part the rows that keep the contract from those that do not.
 
     Args:
         events: as `read_fragment` gives them.
-        earliest, latest: bounds of a believable event time, UTC.
+        settings: earliest time, allowed actions and longest text.
+        latest: last believable event time, UTC.
 
     Returns:
-        The good rows with their source row, and the bad rows with their source row and a reason.
+        The good rows with their source row, and the bad rows with their source row and the first reason in the order
+        of `_faults`. A text that is not UTF-8 is null in a bad row, one that stands for no id null in a good one.
     """
-    frame = pl.from_arrow(events)
-    assert isinstance(frame, pl.DataFrame)
-    time = pl.col(EVENT_TIME).dt.replace_time_zone(None)
-    no_item = _is_empty(frame, ITEM_ID)
-    faults = {
-        "empty_user_id": _is_empty(frame, USER_ID),
-        "empty_action": _is_empty(frame, ACTION),
-        "empty_item_id": no_item & (pl.col(ACTION) != SEARCH_ACTION),
-        "empty_event_time": pl.col(EVENT_TIME).is_null(),
-        "event_time_too_early": time < pl.lit(_naive(earliest)),
-        "event_time_too_late": time > pl.lit(_naive(latest)),
-    }
-    numbered = frame.with_row_index(SOURCE_ROW)
-    if not frame.select(pl.any_horizontal(no_item, *faults.values()).any()).item():
-        return numbered.to_arrow(), _mark(numbered.clear(), faults).to_arrow()  # the usual case: nothing is copied
-    marked = _mark(numbered, faults)
-    good = marked.with_columns(pl.when(~no_item).then(pl.col(ITEM_ID)).alias(ITEM_ID)).filter(pl.col(REASON).is_null())
+    events, invalid = _without_invalid_text(events)
+    frame = pl.DataFrame(pl.from_arrow(events))
+    empty = {name: _is_empty(frame, name) for name in (USER_ID, ITEM_ID, ACTION, EVENT_ID) if name in frame.columns}
+    faults = {} if invalid is None else {"invalid_utf8": pl.lit(invalid)}
+    faults |= _faults(frame, empty, settings, latest)
+    stray = {name: empty[name] & pl.col(name).is_not_null() for name in (ITEM_ID, EVENT_ID) if name in empty}
+    if not frame.select(pl.any_horizontal(*faults.values(), *stray.values()).any()).item():
+        return _with_rows(events), _mark(frame.clear().with_row_index(SOURCE_ROW), faults).to_arrow()
+    marked = _mark(frame.with_row_index(SOURCE_ROW), faults)
+    cleared = [pl.when(~is_stray).then(pl.col(name)).alias(name) for name, is_stray in stray.items()]
+    good = marked.with_columns(cleared).filter(pl.col(REASON).is_null())
     return good.drop(REASON).to_arrow(), marked.filter(pl.col(REASON).is_not_null()).to_arrow()
 
 
-def _mark(frame: pl.DataFrame, faults: dict[str, pl.Expr]) -> pl.DataFrame:
+def _without_invalid_text(events: pa.Table) -> tuple[pa.Table, pl.Series | None]:
+    """The table with null for texts that are not UTF-8, and which rows had one; None: no row."""
+    invalid = None
+    for place, name in enumerate(events.column_names):
+        texts = events.column(name)
+        if pa.types.is_large_string(texts.type) and not is_utf8(texts):
+            here = pl.Series(invalid_utf8(texts))
+            valid = pc.call_function("if_else", [here.to_arrow(), pa.scalar(None, texts.type), texts])
+            events = events.set_column(place, name, valid)
+            invalid = here if invalid is None else invalid | here
+    return events, invalid
+
+
+def _with_rows(events: pa.Table) -> pa.Table:
+    """The events with the row each stands in; no value is copied."""
+    return events.add_column(0, SOURCE_ROW, pa.array(np.arange(events.num_rows, dtype=np.uint32)))
+
+
+def _faults(
+    frame: pl.DataFrame, empty: Mapping[str, pl.Expr], settings: EventSettings, latest: datetime
+) -> dict[str, pl.Expr]:
+    faults = {
+        "empty_user_id": empty[USER_ID],
+        "empty_action": empty[ACTION],
+        "empty_item_id": empty[ITEM_ID] & (pl.col(ACTION) != SEARCH_ACTION),
+    }
+    faults |= {f"{name}_too_long": fault for name, fault in _length_faults(frame, settings.max_string_bytes)}
+    if settings.allowed_actions is not None:
+        faults["unknown_action"] = ~pl.col(ACTION).is_in(settings.allowed_actions)
+    return faults | _time_faults(_micros(settings.earliest_time), _micros(latest))
+
+
+def _length_faults(frame: pl.DataFrame, max_bytes: int) -> list[tuple[str, pl.Expr]]:
+    """Columns that have a text longer than allowed, and which rows do: whether any has is cheap to ask."""
+    limits = {
+        name: max_bytes * (_QUERY_TIMES if name == QUERY else 1)
+        for name, data_type in frame.schema.items()
+        if data_type == pl.String
+    }
+    longest = frame.select(pl.col(name).str.len_bytes().max() for name in limits).row(0) if limits else ()
+    return [
+        (name, pl.col(name).str.len_bytes() > limit)
+        for (name, limit), found in zip(limits.items(), longest, strict=True)
+        if found is not None and found > limit
+    ]
+
+
+def _time_faults(earliest: int, latest: int) -> dict[str, pl.Expr]:
+    time = pl.col(EVENT_TIME).dt.epoch("us")
+    clamped = time.clip(-_END_OF_TIME, _END_OF_TIME)
+    first = max(earliest, _UNIT_TELLS_FROM)
+    in_other_unit = [time.is_between(-(-first // factor), latest // factor) for factor in _UNIT_FACTORS]
+    in_other_unit += [clamped.is_between(_clamp(first * factor), _clamp(latest * factor)) for factor in _UNIT_FACTORS]
+    outside = (time < earliest) | (time > latest)
+    return {
+        "empty_event_time": time.is_null(),
+        "event_time_wrong_unit": outside & pl.any_horizontal(in_other_unit),
+        "event_time_too_early": time < earliest,
+        "event_time_too_late": time > latest,
+    }
+
+
+def _clamp(micros: int) -> int:
+    return min(max(micros, -_END_OF_TIME), _END_OF_TIME)
+
+
+def _micros(moment: datetime) -> int:
+    naive = moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+    return (naive - _EPOCH) // timedelta(microseconds=1)
+
+
+def _mark(frame: pl.DataFrame, faults: Mapping[str, pl.Expr]) -> pl.DataFrame:
     """Rows with the first of their faults as reason, null where there is none."""
     reasons = [pl.when(fault).then(pl.lit(reason)) for reason, fault in faults.items()]
     return frame.with_columns(pl.coalesce(reasons).alias(REASON))
 
 
-def _naive(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
-
-
 def _is_empty(frame: pl.DataFrame, column: str) -> pl.Expr:
     missing = pl.col(column).is_null()
-    if frame.schema[column] != pl.String or not _may_be_empty(frame[column]):
+    if frame.schema[column] != pl.String:
         return missing
-    return missing | pl.col(column).str.strip_chars().str.to_lowercase().is_in(EMPTY_IDS)
+    stands_for_none = pl.col(column).str.strip_chars().str.to_lowercase().is_in(EMPTY_IDS)
+    if column == ACTION:  # of which there are few: each is looked at once
+        names = frame.select(pl.col(ACTION).unique()).filter(stands_for_none)
+        return missing | pl.col(ACTION).is_in(names[ACTION].to_list()) if names.height else missing
+    return missing | stands_for_none if _may_be_empty(frame[column]) else missing
 
 
 def _may_be_empty(texts: pl.Series) -> bool:

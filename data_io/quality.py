@@ -1,17 +1,23 @@
 """The quality report of a build: what was in the log, what was kept, and why the rest was not.
 
-Invariant: rows read = events kept + quarantined + duplicates + truncated, checked before a store is published.
+Profiles, drift and findings come from modules of their own and are put together here. Invariant: rows read = events
+kept + quarantined + duplicates + truncated + forgotten, checked before a store is published.
 """
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from data_io.behaviour import SequenceProfile, item_curve
+from data_io.drift import drift_between, drift_within
+from data_io.findings import findings
+from data_io.profile import RowProfile
 from data_io.schema import COUNT, ITEM_ID, REASON, DataContractError
 from data_io.store import MINUTE
 
@@ -33,6 +39,7 @@ class RunSurvey:
     """minute since 1970 UTC and count."""
     num_duplicates: int = 0
     num_truncated: int = 0
+    num_forgotten: int = 0
 
 
 def count_reasons(bad: pa.Table) -> dict[str, int]:
@@ -48,6 +55,7 @@ class LogSurvey:
     num_rows: int = 0
     num_duplicates: int = 0
     num_truncated: int = 0
+    num_forgotten: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     actions: Counter[str] = field(default_factory=Counter)
     _items: list[pl.DataFrame] = field(default_factory=list)
@@ -58,6 +66,7 @@ class LogSurvey:
         self.num_rows += part.num_rows
         self.num_duplicates += part.num_duplicates
         self.num_truncated += part.num_truncated
+        self.num_forgotten += part.num_forgotten
         self.reasons.update(part.reasons)
         self.actions.update(part.actions)
         self._items = _merge([*self._items, part.items], ITEM_ID)
@@ -85,7 +94,7 @@ class LogSurvey:
             DataContractError: too many bad rows, none good, or so many actions that the column must be another one.
         """
         share = self.num_bad / max(self.num_rows, 1)
-        if self.num_bad == self.num_rows:
+        if self.num_bad == self.num_rows > 0:
             raise DataContractError(f"{url}: all {self.num_rows:,} rows are bad ({self.describe_reasons()})")
         if share > max_bad_share:
             raise DataContractError(
@@ -114,8 +123,36 @@ def _total(parts: list[pl.DataFrame], key: str) -> pl.DataFrame:
     return pl.concat(parts).group_by(key).agg(pl.col(COUNT).sum())
 
 
-def quality_report(log: LogSurvey, marks: list[dict[str, Any]], vocabulary_size: int) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profiles:
+    """What goes into a report beyond the counts of rows."""
+
+    rows: RowProfile
+    """Of the whole log: the sum over its runs."""
+    sequences: SequenceProfile
+    """Of the whole store: the sum over its buckets."""
+    item_counts: np.ndarray
+    """[items] good rows of each item."""
+    files: Sequence[dict[str, Any]] = ()
+    """Verdicts of the scan (file, num_bytes, num_rows, problem); those with a problem are listed."""
+
+
+def quality_report(
+    log: LogSurvey,
+    marks: list[dict[str, Any]],
+    vocabulary_size: int,
+    profiles: Profiles | None = None,
+    *,
+    previous: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The report as JSON content.
+
+    Args:
+        log: what was read.
+        marks: of the buckets; `num_forgotten` may be among their facts.
+        vocabulary_size: items in the vocabulary.
+        profiles: None: counts only, which is what a manifest holds.
+        previous: report of the snapshot before this one; None: there is none.
 
     Raises:
         DataContractError: rows were lost or doubled between log and store.
@@ -123,33 +160,95 @@ def quality_report(log: LogSurvey, marks: list[dict[str, Any]], vocabulary_size:
     kept = sum(mark["num_events"] for mark in marks)
     duplicates = log.num_duplicates + sum(mark["num_duplicates"] for mark in marks)
     truncated = log.num_truncated + sum(mark["num_truncated"] for mark in marks)
-    if log.num_rows != kept + log.num_bad + duplicates + truncated:
+    forgotten = log.num_forgotten + sum(mark.get("num_forgotten", 0) for mark in marks)
+    if log.num_rows != kept + log.num_bad + duplicates + truncated + forgotten:
         raise DataContractError(
             f"row conservation broken: {log.num_rows:,} rows read, {kept:,} kept, {log.num_bad:,} quarantined, "
-            f"{duplicates:,} duplicates, {truncated:,} truncated; nothing was published"
+            f"{duplicates:,} duplicates, {truncated:,} truncated{_forgotten(forgotten, ', ')}; nothing was published"
         )
     minutes = log.minutes.sort(MINUTE)
-    lengths = np.concatenate([np.zeros(0, np.int64), *(np.asarray(mark["length_deciles"]) for mark in marks)])
-    return {
+    report = {
         "num_rows": log.num_rows,
         "num_events": kept,
         "num_quarantined": log.num_bad,
         "num_duplicates": duplicates,
         "num_truncated": truncated,
+        "num_forgotten": forgotten,
         "num_users": sum(mark["num_users"] for mark in marks),
         "num_items": vocabulary_size,
         "reasons": dict(log.reasons.most_common()),
         "actions": dict(log.actions.most_common()),
-        "first_minute": int(minutes[MINUTE][0]),
-        "last_minute": int(minutes[MINUTE][-1]),
-        "median_events_per_user": float(np.median(lengths)) if len(lengths) else 0.0,
+        "first_minute": int(minutes[MINUTE][0]) if minutes.height else None,
+        "last_minute": int(minutes[MINUTE][-1]) if minutes.height else None,
+        "median_events_per_user": profiles.sequences.median_events if profiles else _median_of_deciles(marks),
     }
+    return add_profiles(report, profiles, previous) if profiles else report
+
+
+def _median_of_deciles(marks: list[dict[str, Any]]) -> float:
+    lengths = np.concatenate([np.zeros(0), *(np.asarray(mark.get("length_deciles", ())) for mark in marks)])
+    return float(np.median(lengths)) if len(lengths) else 0.0
+
+
+def counts_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The counts of a store as its manifest has them, under the names of a report."""
+    names = [name for name in manifest if name.startswith("num_") and name != "num_buckets"]
+    kept = {name: manifest[name] for name in (*names, "reasons", "first_minute", "last_minute")}
+    return kept | {"actions": manifest["action_counts"]}
+
+
+def add_counts(before: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """The counts of a store after an append, from those so far and those of what was added.
+
+    Args:
+        before: report of the store.
+        part: report of the new rows, its users being those the store gained and its items those of the whole store.
+    """
+    sums = {key: before[key] + part[key] for key in before if key.startswith("num_") and key != "num_items"}
+    counters = {key: dict((Counter(before[key]) + Counter(part[key])).most_common()) for key in ("reasons", "actions")}
+    ends = {"first_minute": before["first_minute"], "last_minute": before["last_minute"]}
+    if part["first_minute"] is not None:  # None: all that came was of forgotten users
+        ends = {
+            "first_minute": min(before["first_minute"], part["first_minute"]),
+            "last_minute": max(before["last_minute"], part["last_minute"]),
+        }
+    return part | sums | counters | ends
+
+
+def add_profiles(
+    report: dict[str, Any], profiles: Profiles, previous: dict[str, Any] | None, *, batch: RowProfile | None = None
+) -> dict[str, Any]:
+    """The counts of a report with everything else: profiles, drift and findings.
+
+    Args:
+        report: counts, as `quality_report` or `add_counts` gives them.
+        profiles: of the same rows and users.
+        previous: report of the snapshot before this one; None, or without profiles: nothing is compared.
+        batch: the rows that are new since `previous`, which are held against it; None: all rows are.
+    """
+    whole = report | {
+        "median_events_per_user": profiles.sequences.median_events,
+        "rows": profiles.rows.to_json(),
+        "sequences": profiles.sequences.to_json(),
+        "items": item_curve(profiles.item_counts),
+        "files_left_out": [file for file in profiles.files if file["problem"]],
+    }
+    compared = previous if previous and "rows" in previous else None
+    whole["drift"] = {
+        "previous": drift_between(compared, whole, batch) if compared else None,
+        "recent": drift_within(profiles.rows),
+    }
+    return whole | {"findings": [asdict(finding) for finding in findings(whole)]}
 
 
 def describe(report: dict[str, Any]) -> str:
     """The identity of row conservation, with numbers."""
     return (
         f"{report['num_rows']:,} rows = {report['num_events']:,} kept + {report['num_quarantined']:,} quarantined + "
-        f"{report['num_duplicates']:,} duplicates + {report['num_truncated']:,} truncated; "
-        f"{json.dumps(report['reasons'])}"
+        f"{report['num_duplicates']:,} duplicates + {report['num_truncated']:,} truncated"
+        f"{_forgotten(report.get('num_forgotten', 0), ' + ')}; {json.dumps(report['reasons'])}"
     )
+
+
+def _forgotten(number: int, joint: str) -> str:
+    return f"{joint}{number:,} forgotten" if number else ""

@@ -4,6 +4,7 @@ Every other module takes its column names from here. Invariant: nothing in this 
 setting.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +15,9 @@ class DataContractError(Exception):
     """Data does not keep the contract; the message names the file, the column, the rule and the remedy."""
 
 
+CONTRACT_VERSION: Final = 1
+"""Version of the event contract and of the store's columns; it stands in every manifest."""
+
 USER_ID: Final = "user_id"
 ITEM_ID: Final = "item_id"
 ACTION: Final = "action"
@@ -23,10 +27,16 @@ QUERY: Final = "query"
 PRICE: Final = "price"
 QUANTITY: Final = "quantity"
 RATING: Final = "rating"
+EVENT_ID: Final = "event_id"
+"""What the log calls an event, to recognise it when it comes again; null: it has no id. It does not enter the store."""
 
 ITEM_INDEX: Final = "item_index"
 ACTION_INDEX: Final = "action_index"
 COUNT: Final = "count"
+
+NUM_EVENTS: Final = "num_events"
+FIRST_EVENT_TIME: Final = "first_event_time"
+LAST_EVENT_TIME: Final = "last_event_time"
 
 SOURCE_FILE: Final = "source_file"
 SOURCE_ROW: Final = "source_row"
@@ -53,29 +63,56 @@ class EventColumn:
     kinds: tuple[str, ...]
     """Families of Arrow types that are taken: string, int, float, timestamp."""
     required: bool
+    """Whether every file must have the column."""
+    nullable: bool = True
+    """Whether a row may have no value in it; one that must not and has none is quarantined."""
 
 
 EVENT_COLUMNS: Final = (
-    EventColumn(name=USER_ID, kinds=("string", "int"), required=True),
-    EventColumn(name=ITEM_ID, kinds=("string", "int"), required=True),
-    EventColumn(name=ACTION, kinds=("string",), required=True),
-    EventColumn(name=EVENT_TIME, kinds=("timestamp",), required=True),
+    EventColumn(name=USER_ID, kinds=("string", "int"), required=True, nullable=False),
+    EventColumn(name=ITEM_ID, kinds=("string", "int"), required=True),  # null for a search only
+    EventColumn(name=ACTION, kinds=("string",), required=True, nullable=False),
+    EventColumn(name=EVENT_TIME, kinds=("timestamp",), required=True, nullable=False),
     EventColumn(name=SESSION_ID, kinds=("string", "int"), required=False),
     EventColumn(name=QUERY, kinds=("string",), required=False),
     EventColumn(name=PRICE, kinds=("float", "int"), required=False),
     EventColumn(name=QUANTITY, kinds=("float", "int"), required=False),
     EventColumn(name=RATING, kinds=("float", "int"), required=False),
+    EventColumn(name=EVENT_ID, kinds=("string", "int"), required=False),
 )
 """The event contract: one row of the log. Times are UTC; a time without zone is read as UTC."""
 
-CARRIED_TYPES: Final[dict[str, pa.DataType]] = {
-    SESSION_ID: pa.large_string(),
-    QUERY: pa.large_string(),
-    PRICE: pa.float32(),
-    QUANTITY: pa.float32(),
-    RATING: pa.float32(),
+STORED_TYPES: Final[dict[str, pa.DataType]] = {"string": pa.large_string(), "float": pa.float32()}
+"""Type in the store of a column that travels there as it is, by its kind. A missing value is null."""
+
+CARRIED_KINDS: Final[dict[str, str]] = {
+    SESSION_ID: "string",
+    QUERY: "string",
+    PRICE: "float",
+    QUANTITY: "float",
+    RATING: "float",
 }
-"""Optional columns that travel into the store as they are, with their type there."""
+"""Optional contract columns that travel into the store as they are, with their kind there."""
+
+CARRIED_TYPES: Final[dict[str, pa.DataType]] = {name: STORED_TYPES[kind] for name, kind in CARRIED_KINDS.items()}
+"""The same columns with their type."""
+
+FEATURE_COLUMNS: Final[dict[str, EventColumn]] = {
+    "categorical": EventColumn(name="categorical", kinds=("string", "int"), required=True),
+    "numeric": EventColumn(name="numeric", kinds=("float", "int"), required=True),
+}
+"""What the contract says of a declared feature, by what it is declared as."""
+
+FEATURE_KINDS: Final[dict[str, str]] = {"categorical": "string", "numeric": "float"}
+"""The kind a declared feature has in the store, by what it is declared as."""
+
+RESERVED_COLUMNS: Final = frozenset(
+    [column.name for column in EVENT_COLUMNS]
+    + [ITEM_INDEX, ACTION_INDEX, COUNT, NUM_EVENTS, FIRST_EVENT_TIME, LAST_EVENT_TIME]
+    + [SOURCE_FILE, SOURCE_ROW, REASON]
+    + ["bucket", "item_code", "action_code", "moment"]  # folders of the store, and columns of `sequences`
+)
+"""Names a declared feature may not have."""
 
 
 def kind_of(data_type: pa.DataType) -> str:
@@ -102,13 +139,21 @@ def canonical_type(column: str, kind: str) -> pa.DataType:
     return pa.int64() if kind == "int" else pa.large_string()
 
 
-def store_schema(user_kind: str, carried: tuple[str, ...]) -> pa.Schema:
-    """Schema of the sequence store: one row per user, events in order, all lists of a row of equal length."""
+def store_schema(user_kind: str, carried: Mapping[str, str]) -> pa.Schema:
+    """Schema of the sequence store: one row per user, events in order, all lists of a row of equal length.
+
+    Args:
+        user_kind: family of the user ids, string or int.
+        carried: columns that travel into the store as they are, each with its kind, string or float.
+    """
     fields = [
         pa.field(USER_ID, canonical_type(USER_ID, user_kind), nullable=False),
+        pa.field(NUM_EVENTS, pa.int32(), nullable=False),
+        pa.field(FIRST_EVENT_TIME, TIME_TYPE, nullable=False),
+        pa.field(LAST_EVENT_TIME, TIME_TYPE, nullable=False),
         pa.field(ITEM_INDEX, pa.large_list(pa.int32()), nullable=False),
         pa.field(ACTION_INDEX, pa.large_list(pa.int16()), nullable=False),
         pa.field(EVENT_TIME, pa.large_list(TIME_TYPE), nullable=False),
     ]
-    fields += [pa.field(name, pa.large_list(CARRIED_TYPES[name]), nullable=False) for name in carried]
+    fields += [pa.field(name, pa.large_list(STORED_TYPES[kind]), nullable=False) for name, kind in carried.items()]
     return pa.schema(fields)

@@ -3,35 +3,46 @@
 A URL is a local path or `s3://bucket/key`; credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL). Invariant: a file written here is either whole or absent, on a
 local disk by temporary name, fsync and rename, on S3 because an object appears when its upload completes.
+`data_io.urls` resolves, `data_io.local_disk` and `data_io.object_store` write, `data_io.tables` encodes Parquet.
 """
 
 import fnmatch
 import glob
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
-from data_io.config import SettingsError
+from data_io import local_disk, object_store
+from data_io.local_disk import OutOfDiskError
+from data_io.object_store import S3_SCHEME, StorageError, explained
 from data_io.schema import DataContractError
+from data_io.tables import encode_row_groups, encode_table, read_parquet, read_row_group
+from data_io.urls import Location, absolute, is_remote, join, locate, read_file
 
-S3_SCHEME = "s3://"
+# What callers find here although it is made elsewhere.
+__all__ = [
+    "S3_SCHEME",
+    "Location",
+    "OutOfDiskError",
+    "StorageError",
+    "absolute",
+    "is_remote",
+    "join",
+    "locate",
+    "read_file",
+    "read_parquet",
+    "read_row_group",
+]
 
-
-class Location(NamedTuple):
-    """A URL resolved: the file system and the path in it."""
-
-    filesystem: fs.FileSystem
-    path: str
+_COPY_THREADS = 8
+_COPY_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,54 +55,21 @@ class WrittenFile:
     sha256: str
 
 
-def is_remote(url: str) -> bool:
-    """Whether the URL lies in an object store."""
-    return url.startswith(S3_SCHEME)
-
-
-def join(url: str, *parts: str) -> str:
-    """The URL of something below `url`."""
-    return "/".join((url.rstrip("/"), *parts))
-
-
-def absolute(url: str) -> str:
-    """The URL as any process sees it: local paths made absolute, because Ray changes a worker's directory.
-
-    Raises:
-        SettingsError: the URL has a scheme that is not supported.
-    """
-    if is_remote(url):
-        return url
-    if "://" in url:
-        raise SettingsError(f"{url}: only local paths and s3:// URLs are supported")
-    return str(Path(url).expanduser().resolve())
-
-
-def locate(url: str) -> Location:
-    """The file system of a URL and the path in it.
-
-    Raises:
-        SettingsError: the URL has a scheme that is not supported.
-    """
-    if is_remote(url):
-        return Location(_s3_filesystem(), url.removeprefix(S3_SCHEME))
-    return Location(fs.LocalFileSystem(), absolute(url))
-
-
-def _s3_filesystem() -> fs.FileSystem:
-    # Arrow's own client: tests/benchmarks/storage.py measures it against s3fs.
-    return fs.S3FileSystem(
-        region=os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1")),
-        endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
-        connect_timeout=10,
-        request_timeout=60,
-    )
-
-
 def exists(url: str) -> bool:
     """Whether a file or folder stands at the URL."""
+    return _info(url).type != fs.FileType.NotFound
+
+
+def _info(url: str) -> fs.FileInfo:
     filesystem, path = locate(url)
-    return filesystem.get_file_info(path).type != fs.FileType.NotFound
+    with explained(url):
+        return filesystem.get_file_info(path)
+
+
+def _infos(url: str, *, recursive: bool = False) -> list[fs.FileInfo]:
+    filesystem, path = locate(url)
+    with explained(url):
+        return filesystem.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
 
 
 def list_files(url: str) -> list[str]:
@@ -99,24 +77,20 @@ def list_files(url: str) -> list[str]:
 
     Names that begin with a dot are left out: a writer that was killed leaves its temporary file under such a name.
     """
-    filesystem, path = locate(url)
-    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=False, allow_not_found=True))
-    names = sorted(info.base_name for info in infos if info.type == fs.FileType.File)
+    names = sorted(info.base_name for info in _infos(url) if info.type == fs.FileType.File)
     return [join(url, name) for name in names if not name.startswith(".")]
 
 
 def list_tree(url: str) -> list[str]:
     """Names, relative to the folder, of all files below it, sorted; empty where there is no folder."""
-    filesystem, path = locate(url)
-    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-    return sorted(info.path.removeprefix(path).lstrip("/") for info in infos if info.type == fs.FileType.File)
+    path = locate(url).path
+    files = (info for info in _infos(url, recursive=True) if info.type == fs.FileType.File)
+    return sorted(info.path.removeprefix(path).lstrip("/") for info in files)
 
 
 def list_folders(url: str) -> list[str]:
     """Names of the folders directly in a folder, sorted; empty where there is no folder."""
-    filesystem, path = locate(url)
-    infos = filesystem.get_file_info(fs.FileSelector(path, recursive=False, allow_not_found=True))
-    return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
+    return sorted(info.base_name for info in _infos(url) if info.type == fs.FileType.Directory)
 
 
 def find_parquet_files(url: str) -> list[str]:
@@ -129,8 +103,7 @@ def find_parquet_files(url: str) -> list[str]:
     """
     if any(sign in url for sign in "*?["):
         return _find_by_glob(url)
-    filesystem, path = locate(url)
-    info = filesystem.get_file_info(path)
+    info = _info(url)
     if info.type == fs.FileType.NotFound:
         raise DataContractError(f"{url}: no such file or folder; give the Parquet log as events.path")
     if info.type == fs.FileType.File:
@@ -155,14 +128,50 @@ def _find_by_glob(url: str) -> list[str]:
     return names
 
 
-def write_bytes(url: str, content: bytes) -> None:
-    """Put a whole file in one atomic step."""
-    _write(url, lambda sink: sink.write(content))
+def write_bytes(url: str, content: bytes | pa.Buffer) -> None:
+    """Put a whole file in one atomic step.
+
+    Raises:
+        OutOfDiskError: the local disk has no room for it; what stood there before stands, nothing else is left.
+        SettingsError: the local folder cannot be made.
+        StorageError: the object store refuses, or does not answer in time.
+    """
+    if is_remote(url):
+        object_store.put_object(url, content)
+    else:
+        local_disk.write_file(_local(url), content)
 
 
 def write_json(url: str, content: dict[str, Any]) -> None:
     """Put a JSON file in one atomic step; keys keep their order."""
-    write_bytes(url, (json.dumps(content, indent=2, default=str) + "\n").encode())
+    write_bytes(url, _json_bytes(content))
+
+
+def create_bytes(url: str, content: bytes) -> bool:
+    """Whether this call made the file: False where something stands there already, which stays as it is.
+
+    Of any number of callers one gets True, and a reader sees the whole file or none. On S3 an answer can be lost after
+    the object was made, and the next attempt then finds its own object. So an object that holds exactly `content`
+    counts as made by this call: put something into it that no other writer puts, such as a UUID. On a disk without hard
+    links a reader may see part of the file for a moment, and a crash in that moment leaves it.
+
+    Raises:
+        OutOfDiskError: the local disk has no room for it; nothing is left.
+        SettingsError: the local folder cannot be made.
+        StorageError: the object store refuses, or does not answer in time: then the file may or may not stand.
+    """
+    if is_remote(url):
+        return object_store.create_object(url, content)
+    return local_disk.create_file(_local(url), content)
+
+
+def create_json(url: str, content: dict[str, Any]) -> bool:
+    """Whether this call made the JSON file; see `create_bytes`."""
+    return create_bytes(url, _json_bytes(content))
+
+
+def _json_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, default=str) + "\n").encode()
 
 
 def read_bytes(url: str) -> bytes:
@@ -170,10 +179,24 @@ def read_bytes(url: str) -> bytes:
 
     Raises:
         FileNotFoundError: nothing is there.
+        StorageError: the object store refuses, or does not answer in time.
     """
-    filesystem, path = locate(url)
-    with filesystem.open_input_stream(path) as stream:
-        return stream.read()
+    return read_file(url, lambda source: source.read())
+
+
+def read_range(url: str, offset: int, num_bytes: int) -> bytes:
+    """Part of the content of a file; shorter where the file ends before.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        StorageError: the object store refuses, or does not answer in time.
+    """
+
+    def read(source: pa.NativeFile) -> bytes:
+        source.seek(min(offset, source.size()))
+        return source.read(min(num_bytes, source.size() - source.tell()))
+
+    return read_file(url, read)
 
 
 def read_json(url: str) -> dict[str, Any]:
@@ -193,28 +216,17 @@ def read_json(url: str) -> dict[str, Any]:
 
 
 def write_parquet(url: str, table: pa.Table, *, plain: Sequence[str] = ()) -> WrittenFile:
-    """Put a Parquet file with page checksums in one atomic step, and say what was written.
-
-    Args:
-        url: of the file.
-        table: its rows.
-        plain: columns (of values or of lists) whose values hardly repeat: looking for a dictionary takes half the time
-            of writing them.
-    """
-    paths = {field.name: f"{field.name}.list.element" for field in table.schema if _is_list(field.type)}
-    dictionary = [paths.get(name, name) for name in table.column_names if name not in plain]
-    buffer = pa.BufferOutputStream()
-    options: Any = {"use_dictionary": dictionary}  # pyarrow takes a list of columns; its type says bool
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **options)
-    return _put(url, buffer.getvalue(), table.num_rows)
+    """Put a Parquet file with page checksums in one atomic step, and say what was written; see `encode_table`."""
+    return _put(url, encode_table(table, plain=plain), table.num_rows)
 
 
-def _is_list(data_type: pa.DataType) -> bool:
-    return pa.types.is_list(data_type) or pa.types.is_large_list(data_type) or pa.types.is_fixed_size_list(data_type)
+def write_row_groups(url: str, groups: list[pa.Table]) -> WrittenFile:
+    """Put a Parquet file with a row group for each table that has rows, in one atomic step."""
+    return _put(url, encode_row_groups(groups), sum(group.num_rows for group in groups))
 
 
 def _put(url: str, content: pa.Buffer, num_rows: int) -> WrittenFile:
-    _write(url, lambda sink: sink.write(content))
+    write_bytes(url, content)
     return WrittenFile(
         name=url.rsplit("/", 1)[1],
         num_rows=num_rows,
@@ -223,74 +235,44 @@ def _put(url: str, content: pa.Buffer, num_rows: int) -> WrittenFile:
     )
 
 
-def write_row_groups(url: str, groups: list[pa.Table]) -> WrittenFile:
-    """Put a Parquet file with a row group for each table that has rows, in one atomic step."""
-    buffer = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        buffer, groups[0].schema, compression="snappy", use_dictionary=False, write_page_checksum=True
-    ) as writer:
-        for group in groups:
-            if group.num_rows:
-                writer.write_table(group, row_group_size=group.num_rows)
-    return _put(url, buffer.getvalue(), sum(group.num_rows for group in groups))
-
-
-def read_row_group(url: str, index: int) -> pa.Table:
-    """One row group of a Parquet file we wrote, its page checksums verified.
-
-    Raises:
-        DataContractError: the file is missing, torn or corrupt.
-    """
-    filesystem, path = locate(url)
-    try:
-        with filesystem.open_input_file(path) as source:
-            footer = _footer(url, source.size())
-            file = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
-            return file.read_row_group(index, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise DataContractError(f"{url}: cannot be read as Parquet ({error}); restore or rebuild it") from error
-
-
-@lru_cache(maxsize=256)
-def _footer(url: str, num_bytes: int) -> pq.FileMetaData:
-    """A file's footer, kept from one row group to the next; `num_bytes` tells a replaced file from the one before."""
-    assert num_bytes
-    filesystem, path = locate(url)
-    with filesystem.open_input_file(path) as source:
-        return pq.read_metadata(source)
-
-
-def read_parquet(url: str, *, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file we wrote, its page checksums verified.
-
-    Raises:
-        DataContractError: the file is missing, torn or corrupt.
-    """
-    filesystem, path = locate(url)
-    try:
-        with filesystem.open_input_file(path) as source:
-            return pq.ParquetFile(source, page_checksum_verification=True).read(columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise DataContractError(f"{url}: cannot be read as Parquet ({error}); restore or rebuild it") from error
-
-
 def upload_folder(local: Path, url: str) -> list[dict[str, Any]]:
-    """Copy all files below a local folder under a URL; returns name, size and hash of each."""
-    filesystem, path = locate(url)
-    files = sorted(item for item in local.rglob("*") if item.is_file())
+    """Copy all files below a local folder under a URL, each in one atomic step; returns name, size and hash of each.
+
+    Raises:
+        OutOfDiskError: the local disk has no room for one of them.
+        StorageError: the object store refuses, or does not answer in time.
+    """
     records: list[dict[str, Any]] = []
-    for item in files:
-        name = item.relative_to(local).as_posix()
-        filesystem.create_dir(f"{path}/{name}".rsplit("/", 1)[0], recursive=True)
-        fs.copy_files(str(item), f"{path}/{name}", destination_filesystem=filesystem)
-        records.append({"name": name, "num_bytes": item.stat().st_size, "sha256": file_sha256(item)})
+    for item in sorted(item for item in local.rglob("*") if item.is_file()):
+        name, num_bytes = item.relative_to(local).as_posix(), item.stat().st_size
+        write_bytes(join(url, name), pa.memory_map(str(item)).read_buffer() if num_bytes else b"")
+        records.append({"name": name, "num_bytes": num_bytes, "sha256": file_sha256(item)})
     return records
 
 
 def download_folder(url: str, local: Path) -> None:
-    """Copy everything under a URL into a local folder."""
-    filesystem, path = locate(url)
-    fs.copy_files(path, str(local), source_filesystem=filesystem)
+    """Copy everything under a URL into a local folder.
+
+    Raises:
+        OutOfDiskError: the local disk has no room for it.
+        StorageError: the object store refuses, or does not answer in time.
+    """
+    with ThreadPoolExecutor(_COPY_THREADS) as pool:
+        list(pool.map(lambda name: _download(join(url, name), local / name), list_tree(url)))
+
+
+def _download(url: str, path: Path) -> None:
+    def copy(source: pa.NativeFile) -> None:
+        with local_disk.room_for(path, source.size), path.open("wb") as sink:
+            while chunk := source.read(_COPY_BYTES):
+                sink.write(chunk)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        read_file(url, copy)
+    except (OSError, StorageError):
+        path.unlink(missing_ok=True)
+        raise
 
 
 def file_sha256(path: Path) -> str:
@@ -300,35 +282,26 @@ def file_sha256(path: Path) -> str:
 
 
 def delete_file(url: str) -> None:
-    """Remove a file."""
-    filesystem, path = locate(url)
-    filesystem.delete_file(path)
+    """Remove a file; nothing happens where there is none, so that a delete whose answer was lost can be repeated."""
+    if is_remote(url):
+        object_store.delete_object(url)
+    else:
+        _local(url).unlink(missing_ok=True)
 
 
 def delete_folder(url: str) -> None:
-    """Remove a folder with all it holds; nothing happens where there is none."""
-    if exists(url):
+    """Remove a folder with all it holds; nothing happens where there is none.
+
+    Raises:
+        SettingsError: the URL is that of a whole bucket.
+        StorageError: the object store refuses, or does not answer in time.
+    """
+    if is_remote(url):
+        object_store.delete_objects_below(url)
+    elif exists(url):
         filesystem, path = locate(url)
         filesystem.delete_dir(path)
 
 
-def _write(url: str, fill: Callable[[Any], object]) -> None:
-    filesystem, path = locate(url)
-    if is_remote(url):
-        with filesystem.open_output_stream(path) as sink:
-            fill(sink)
-        return
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"{url}: cannot be written ({error.strerror}); choose another run_dir") from None
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as sink:
-            fill(sink)
-            sink.flush()
-            os.fsync(sink.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _local(url: str) -> Path:
+    return Path(absolute(url))

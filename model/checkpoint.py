@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from torch import distributed as dist
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from data_io import storage
-from data_io.buckets import MANIFEST_NAME, read_manifest
-from data_io.schema import DataContractError
+from data_io.schema import ITEM_ID, DataContractError
+from data_io.snapshots import MANIFEST_NAME, read_manifest
 from data_io.vocabulary import VOCABULARY_NAME, Vocabulary, read_vocabulary
 from model.encoder import ClickformerEncoder
 from model.engine import TrainEngine
@@ -130,12 +131,12 @@ def _is_whole(local: Path, manifest: dict[str, Any]) -> bool:
     )
 
 
-def save_model(model: PreTrainedModel, vocabulary_folder: str, url: str, manifest: dict[str, Any]) -> None:
+def save_model(model: PreTrainedModel, vocabulary: Vocabulary, url: str, manifest: dict[str, Any]) -> None:
     """Publish a Hugging Face folder with its vocabulary; the manifest is put last.
 
     Args:
         model: whole and finite.
-        vocabulary_folder: where the vocabulary the model was trained with stands.
+        vocabulary: the model was trained with.
         url: of the folder.
         manifest: kind (next_item or outcome), fingerprint, settings and whatever a user of the model should know.
 
@@ -147,10 +148,10 @@ def save_model(model: PreTrainedModel, vocabulary_folder: str, url: str, manifes
             raise CheckpointError(f"{name} is not finite; nothing was published at {url}")
     with tempfile.TemporaryDirectory() as local:
         model.save_pretrained(local)
-        vocabulary = storage.read_bytes(storage.join(vocabulary_folder, VOCABULARY_NAME))
-        (Path(local) / VOCABULARY_NAME).write_bytes(vocabulary)
+        storage.write_parquet(f"{local}/{VOCABULARY_NAME}", pa.table({ITEM_ID: vocabulary.item_ids}))
         files = storage.upload_folder(Path(local), url)
-    storage.write_json(storage.join(url, MANIFEST_NAME), {"format_version": 1} | manifest | {"files": files})
+    known = {"vocabulary_sha256": vocabulary.digest(), "vocabulary_size": vocabulary.size}
+    storage.write_json(storage.join(url, MANIFEST_NAME), {"format_version": 1} | manifest | known | {"files": files})
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,22 @@
 A block of Ray Data costs some 30 ms whatever is in it, so short tasks share blocks, a few for each core.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import ray
 
 from cluster.config import ClusterSettings
 from cluster.session import num_scorers, uses_gpu
 
+In = TypeVar("In")
+Out = TypeVar("Out")
+
 _BLOCKS_PER_CORE = 4
+_BUCKETS_PER_SPAN = 16
+"""So that a task's memory does not grow with the store."""
 
 
 def map_buckets(buckets: Iterable[int], function: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[Any]:
@@ -19,12 +26,38 @@ def map_buckets(buckets: Iterable[int], function: Callable[[dict[str, Any]], dic
     return map_rows([{"bucket": int(bucket)} for bucket in buckets], function)
 
 
-def map_rows(rows: list[dict[str, Any]], function: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[Any]:
-    """Rows of a function applied to each row, as they come, in tasks."""
+def map_rows(
+    rows: list[dict[str, Any]], function: Callable[[dict[str, Any]], dict[str, Any]], *, here: bool = False
+) -> Iterator[Any]:
+    """Rows of a function applied to each row, as they come, in tasks, or here: on threads of this process."""
     if not rows:
         return iter(())
+    if here:
+        return map_on_threads(rows, function)
     blocks = min(len(rows), _BLOCKS_PER_CORE * int(ray.cluster_resources().get("CPU", 1)))
     return iter(ray.data.from_items(rows, override_num_blocks=blocks).map(function).iter_rows())
+
+
+def map_on_threads(values: Iterable[In], function: Callable[[In], Out]) -> Iterator[Out]:
+    """A function applied to each value, in order, on threads of this process."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(function, values)
+
+
+def spans_of(buckets: list[int], *, here: bool) -> list[dict[str, int]]:
+    """Rows {"first": b, "last": c} of neighbouring buckets b to c - 1, which one task takes together.
+
+    What lies side by side in a file is then read at once; there are still enough tasks for every core.
+    """
+    cores = (os.cpu_count() or 1) if here else int(ray.cluster_resources().get("CPU", 1))
+    most = -(-len(buckets) // (_BLOCKS_PER_CORE * cores))
+    rows: list[dict[str, int]] = []
+    for bucket in buckets:
+        if rows and rows[-1]["last"] == bucket and bucket - rows[-1]["first"] < min(most, _BUCKETS_PER_SPAN):
+            rows[-1]["last"] = bucket + 1
+        else:
+            rows.append({"first": bucket, "last": bucket + 1})
+    return rows
 
 
 def map_buckets_in_actors(

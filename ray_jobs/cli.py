@@ -22,6 +22,9 @@ CONFIGS = Path(__file__).parent / "configs"
 JOBS = {
     "convert": "turn a well-known data set on disk into an event log",
     "build_sequences": "turn an event log into the sequence store: users in buckets, events in order",
+    "append": "bring new files of the log into the store",
+    "compact": "merge what appends left in the buckets of the store",
+    "forget": "erase users: forget shop.yaml --users FILE",
     "pretrain": "train an encoder on the sequences, without labels",
     "finetune": "give the encoder a task and train it",
     "score_users": "write recommendations, task scores and an embedding for every user",
@@ -29,7 +32,16 @@ JOBS = {
     "demo": "all of these in order, on real data: demo [--data synthetic]",
 }
 
-EXPECTED_ERRORS = ("DataContractError", "CheckpointError", "ClusterError", "NonFiniteLossError", "SettingsError")
+EXPECTED_ERRORS = (
+    "CheckpointError",
+    "ClusterError",
+    "DataContractError",
+    "NonFiniteLossError",
+    "OutOfDiskError",
+    "OutputLockedError",
+    "SettingsError",
+    "StorageError",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,6 +78,8 @@ def parse_settings(job: str, arguments: list[str]) -> Settings:
         SettingsError: a file or setting is wrong.
     """
     path, overrides = _settings_file(job, arguments)
+    if job == "forget":
+        overrides = ["--forget.users" if part == "--users" else part for part in overrides]
     base = read_settings(path)
     sections = job_settings_type(job)
     default = sections.model_validate({name: getattr(base, name) for name in JOB_SECTIONS[job]})

@@ -13,13 +13,16 @@ from pydantic import BaseModel, Field, ValidationError, create_model, model_vali
 from cluster.config import ClusterSettings
 from data_io.config import (
     EventSettings,
+    ItemSettings,
     LeaveOneOut,
+    PrivacySettings,
     SettingsError,
     SettingsModel,
     SourceSettings,
     SplitSettings,
     StoreSettings,
     TimeSplit,
+    UserSettings,
 )
 from model.config import EncoderSettings, FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, PretrainSettings
 
@@ -40,6 +43,13 @@ class ScoringSettings(SettingsModel):
     """Outcome tasks whose probabilities are written; None: all that are trained."""
     batch_size: int = Field(default=256, ge=1)
     """Users encoded and ranked at a time; memory is batch_size times the catalogue times 4 bytes."""
+
+
+class ForgetSettings(SettingsModel):
+    """Who is to be erased."""
+
+    users: str | None = None
+    """File of user ids, local or s3://: one a line, or Parquet with a column user_id."""
 
 
 class EvaluationSettings(SettingsModel):
@@ -78,8 +88,16 @@ class Settings(SettingsModel):
     """A well-known data set to convert."""
     events: EventSettings = EventSettings()
     """The event log."""
+    items: ItemSettings = ItemSettings()
+    """The shop's table of items."""
+    users: UserSettings = UserSettings()
+    """The shop's table of users."""
+    privacy: PrivacySettings = PrivacySettings()
+    """Pseudonyms of user ids."""
     store: StoreSettings = StoreSettings()
     """The sequence store."""
+    forget: ForgetSettings = ForgetSettings()
+    """Users to erase."""
     split: SplitSettings = TimeSplit()
     """Where history ends and targets begin."""
     encoder: EncoderSettings = EncoderSettings()
@@ -133,7 +151,10 @@ _MODEL_SECTIONS = ("run_dir", "seed", "target_actions", "split", "cluster")
 
 JOB_SECTIONS: dict[str, tuple[str, ...]] = {
     "convert": ("run_dir", "source"),
-    "build_sequences": ("run_dir", "events", "store", "cluster"),
+    "build_sequences": ("run_dir", "events", "items", "users", "privacy", "store", "cluster"),
+    "append": ("run_dir", "events", "items", "users", "privacy", "store", "cluster"),
+    "compact": ("run_dir", "store", "cluster"),
+    "forget": ("run_dir", "forget"),
     "pretrain": (*_MODEL_SECTIONS, "encoder", "pretrain"),
     "finetune": (*_MODEL_SECTIONS, "finetune"),
     "score_users": ("run_dir", "scoring", "cluster"),

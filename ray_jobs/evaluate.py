@@ -19,6 +19,7 @@ import numpy as np
 from cluster.session import ray_session
 from data_io import storage
 from data_io.buckets import BucketWriter, fingerprint, is_published
+from data_io.snapshots import read_manifest
 from data_io.splits import Split, history_ends
 from data_io.store import QUALITY_REPORT_NAME, SequenceStore
 from ray_jobs.bucket_map import map_buckets, map_buckets_in_actors
@@ -129,5 +130,5 @@ def _report(settings: Settings, evaluation: EvaluationRun, split: Split) -> dict
 
 
 def _model_facts(urls: Iterable[str]) -> dict[str, Any]:
-    manifests = {url.rsplit("/", 1)[1]: storage.read_json(storage.join(url, "_MANIFEST.json")) for url in urls}
+    manifests = {url.rsplit("/", 1)[1]: read_manifest(url) for url in urls}
     return {name: {key: m[key] for key in ("kind", "fingerprint", "validation")} for name, m in manifests.items()}

@@ -6,7 +6,7 @@ if __name__ == "__main__":  # first, so that --help does not wait for Ray and to
     run_job("finetune")
 
 from data_io import storage
-from data_io.buckets import read_manifest
+from data_io.snapshots import read_manifest
 from ray_jobs.config import Settings
 from ray_jobs.progress import say
 from ray_jobs.tasks import finetuning

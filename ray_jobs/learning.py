@@ -91,13 +91,14 @@ class Learning(Protocol):
 
 
 def check_vocabulary(model_manifest: dict[str, Any], store: SequenceStore, url: str) -> None:
-    """Fail where a model's item indices mean other items than the store's.
+    """Fail where a model's item indices mean other items than the store's, which may have more of them by now.
 
     Raises:
         SettingsError: the vocabularies differ.
     """
-    expected, found = store.manifest["vocabulary_sha256"], model_manifest["vocabulary_sha256"]
-    if expected != found:
+    size = int(model_manifest.get("vocabulary_size", 0))  # models of an earlier version do not say it
+    expected, found = store.vocabulary.digest(max(size, FIRST_INDEX)), model_manifest["vocabulary_sha256"]
+    if not FIRST_INDEX <= size <= store.vocabulary.size or expected != found:
         raise SettingsError(
             f"{url} was trained on vocabulary {found[:12]}, the store {store.url} has {expected[:12]}: train it again"
         )

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_io import storage
-from data_io.buckets import read_manifest
 from data_io.config import SettingsError
+from data_io.snapshots import MANIFEST_NAME, read_manifest
 from data_io.store import SequenceStore
 from ray_jobs.config import Settings
 from ray_jobs.learning import check_vocabulary
@@ -70,4 +70,4 @@ def find_tasks(settings: Settings, store: SequenceStore, names: list[str] | None
 
 
 def _is_published(settings: Settings, name: str) -> bool:
-    return storage.exists(storage.join(storage.absolute(settings.model_url(name)), "_MANIFEST.json"))
+    return storage.exists(storage.join(storage.absolute(settings.model_url(name)), MANIFEST_NAME))

@@ -1,22 +1,16 @@
 """The report page: one self-contained HTML file with the figures and their plots."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from data_io import storage
 from ray_jobs.config import BASELINES
+from ray_jobs.plots import new_figure, to_svg
 
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 _MODEL_COLOUR, _BASELINE_COLOUR = "#2563eb", "#9ca3af"
-
-mpl.use("svg")
-mpl.rcParams["svg.hashsalt"] = "clickformer"
 
 
 def write_report(url: str, report: dict[str, Any]) -> None:
@@ -31,7 +25,7 @@ def write_report(url: str, report: dict[str, Any]) -> None:
 
 def plot_ranking(figures: dict[str, Any]) -> str:
     """Bars of the headline metric with intervals, as SVG."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     metric = figures["headline"]
     for place, (name, metrics) in enumerate(figures["rankers"].items()):
         value = metrics[metric]
@@ -42,12 +36,12 @@ def plot_ranking(figures: dict[str, Any]) -> str:
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_xlabel(f"{metric}, with 95 % interval")
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def plot_recall(figures: dict[str, Any]) -> str:
     """Recall over K for every ranker, as SVG."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for name, metrics in figures["rankers"].items():
         points = sorted(
             (int(metric.rsplit("_", 1)[1]), value["value"])
@@ -60,12 +54,12 @@ def plot_recall(figures: dict[str, Any]) -> str:
     axes.set_ylabel("recall at K")
     axes.set_ylim(bottom=0)
     axes.legend()
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def plot_roc(figures: dict[str, Any]) -> str:
     """ROC curves of the model and the best single feature, as SVG."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.plot(*zip(*figures["curve"], strict=True), color=_MODEL_COLOUR, label=f"model {figures['auc']['value']:.3f}")
     feature = figures["best_feature"]
     label = f"{feature['name']} {feature['auc']['value']:.3f}"
@@ -73,32 +67,19 @@ def plot_roc(figures: dict[str, Any]) -> str:
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
     axes.legend(title="AUC")
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def plot_calibration(figures: dict[str, Any]) -> str:
     """Observed rate over predicted probability in tenths of the users, as SVG."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     bins = figures["calibration"]
     axes.plot([0, 1], [0, 1], color=_BASELINE_COLOUR, linestyle="--")
     axes.plot([b["predicted"] for b in bins], [b["observed"] for b in bins], marker="o", color=_MODEL_COLOUR)
     axes.set_xlabel("predicted probability")
     axes.set_ylabel("observed rate")
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _colour(name: str) -> str:
     return _BASELINE_COLOUR if name in BASELINES else _MODEL_COLOUR
-
-
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]

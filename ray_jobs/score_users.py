@@ -14,7 +14,8 @@ from typing import Any
 
 from cluster.session import ray_session
 from data_io import storage
-from data_io.buckets import BucketWriter, fingerprint, is_published
+from data_io.buckets import BucketWriter, fingerprint_after, is_published
+from data_io.lease import write_lease
 from data_io.schema import DataContractError
 from data_io.store import SequenceStore
 from ray_jobs.bucket_map import map_buckets_in_actors
@@ -33,13 +34,15 @@ def run(settings: Settings) -> str:
         say(f"score_users: {url} is already written")
         return url
     progress = Progress("score_users", store.num_users, "users")
-    with ray_session(settings.cluster):
-        marks = _score_buckets(settings, score_run, progress)
-    num_users = sum(mark["num_users"] for mark in marks.values())
-    if num_users != store.num_users:
-        raise DataContractError(f"{url}: {num_users:,} users scored of {store.num_users:,}; nothing was published")
-    facts = {"num_users": num_users, "num_buckets": store.num_buckets, "model_version": score_run.model_version}
-    score_run.writer.publish(list(marks.values()), facts | {"settings": settings.scoring.model_dump()})
+    with write_lease(url, "score_users") as lease:
+        with ray_session(settings.cluster):
+            marks = _score_buckets(settings, score_run, progress)
+        num_users = sum(mark["num_users"] for mark in marks.values())
+        if num_users != store.num_users:
+            raise DataContractError(f"{url}: {num_users:,} users scored of {store.num_users:,}; nothing was published")
+        facts = {"num_users": num_users, "num_buckets": store.num_buckets, "model_version": score_run.model_version}
+        lease.check()
+        score_run.writer.publish(list(marks.values()), facts | {"settings": settings.scoring.model_dump()})
     rate = num_users / max(progress.seconds, 1e-9)
     say(f"score_users: {num_users:,} users, each once, in {progress.seconds:.0f} s ({rate:,.0f} users/s with start-up)")
     say(f"score_users: scores in {url}; read them with any Parquet reader, or next: clickformer evaluate")
@@ -51,7 +54,7 @@ def _plan(settings: Settings, store: SequenceStore, url: str) -> ScoreRun:
     tasks = find_tasks(settings, store, settings.scoring.tasks)
     version = str(recommender.manifest["fingerprint"])
     used: dict[str, Any] = {
-        "store": store.fingerprint,
+        "store": store.store_id,
         "models": [version, *(f"{name}:{task.manifest['fingerprint']}" for name, task in tasks.items())],
         "scoring": settings.scoring.model_dump(exclude={"batch_size"}),
     }
@@ -59,7 +62,7 @@ def _plan(settings: Settings, store: SequenceStore, url: str) -> ScoreRun:
         store=store,
         recommender_url=recommender.url,
         task_urls={name: task.url for name, task in tasks.items()},
-        writer=BucketWriter(url=url, fingerprint=fingerprint(used)),
+        writer=BucketWriter(url=url, fingerprint=fingerprint_after(used, store.fingerprint)),
         k=settings.scoring.k,
         exclude_seen=settings.scoring.exclude_seen,
         as_of=settings.scoring.as_of,

@@ -23,6 +23,7 @@ from data_io.splits import Split
 from data_io.store import SequenceStore
 from model.checkpoint import SavedModel, load_model
 from model.config import OutcomeTask
+from model.encoder import ClickformerEncoder
 from model.heads import ClickformerForOutcome
 from model.scoring import iter_batches, outcome_probabilities, rank_items
 from model.topk import exclude_items, target_ranks, top_k
@@ -64,6 +65,7 @@ class Scorer:
     def score(self, sequences: Sequences) -> UserScores:
         """Recommendations, embeddings and task probabilities of all users of a bucket."""
         encoder = self.recommender.encoder
+        sequences = _known_to(encoder, sequences)
         now = self.run.store.end_time if self.run.as_of == "log_end" else None
         examples = history_examples(sequences, now, encoder.config.sequence_length)
         width = min(self.run.k, encoder.config.vocabulary_size)
@@ -87,6 +89,7 @@ class Scorer:
 
     def _probabilities(self, saved: SavedModel, sequences: Sequences) -> np.ndarray:
         model = _outcome_model(saved)
+        sequences = _known_to(model.encoder, sequences)
         examples = history_examples(sequences, self.run.store.end_time, model.config.sequence_length)
         return outcome_probabilities(model, sequences, examples, self.run.batch_size)
 
@@ -154,8 +157,10 @@ class Evaluator:
         for name, model in self.models.items():
             start = np.maximum(part.start, part.end - model.config.sequence_length)
             own = Examples(row=part.row, start=start, end=part.end, now=part.now, target=part.target)
-            (_, batch), *_ = iter_batches(sequences, own, len(own))
-            yield name, rank_items(model, batch)[1].double()
+            (_, batch), *_ = iter_batches(_known_to(model, sequences), own, len(own))
+            scores = rank_items(model, batch)[1].double()
+            newer = len(self.popularity) - scores.shape[1]  # items the model does not know stand last
+            yield name, torch.nn.functional.pad(scores, (0, newer), value=-torch.inf)
         yield "popularity", self.popularity.repeat(len(part), 1)
         row, item = seen_pairs(sequences, part)
         counts = (self.popularity / (self.popularity.max() + 1)).repeat(len(part), 1)
@@ -173,6 +178,7 @@ class Evaluator:
     def predict_outcomes(self, saved: SavedModel, sequences: Sequences) -> pa.Table:
         """One row per user with history at each of two moments: what was predicted, what happened, the features."""
         model, task = _outcome_model(saved), OutcomeTask.model_validate(saved.manifest["task"])
+        sequences = _known_to(model.encoder, sequences)
         assert self.run.split is not None
         parts = []
         for stage in ("validation", "test"):
@@ -199,6 +205,10 @@ def _loaded(url: str, device: torch.device) -> SavedModel:
     saved = load_model(url)
     torch.nn.Module.to(saved.model, device)
     return saved
+
+
+def _known_to(encoder: ClickformerEncoder, sequences: Sequences) -> Sequences:
+    return sequences.known_to(encoder.config.vocabulary_size, encoder.config.num_actions)
 
 
 def _outcome_model(saved: SavedModel) -> ClickformerForOutcome:

@@ -47,6 +47,7 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
     url = settings.model_url("encoder")
     saved = load_model(url)
     check_vocabulary(saved.manifest, store, url)
+    store = store.seen_by(saved.encoder.config.vocabulary_size, saved.encoder.config.num_actions)
     free_parameters(saved.encoder, settings.finetune.trainable)
     store.action_indices(settings.target_actions)
     config = saved.encoder.config.to_dict()

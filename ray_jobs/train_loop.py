@@ -135,7 +135,7 @@ class Trainer:
         )
         if metric > position.best_metric and self.place.rank == 0:
             manifest = self.run.manifest | {"validation": {name: metric, "epoch": position.epoch + 1}}
-            save_model(self._plain, store.url, storage.join(self.run.work_url, BEST), manifest)
+            save_model(self._plain, store.vocabulary, storage.join(self.run.work_url, BEST), manifest)
         dist.barrier()
         return after
 

@@ -83,13 +83,12 @@ def train(
             | {
                 "fingerprint": mark,
                 "store_fingerprint": store.fingerprint,
-                "vocabulary_sha256": store.manifest["vocabulary_sha256"],
                 "settings": settings.model_dump(mode="json"),
             },
         )
         _run_workers(run, settings.cluster)
     best = load_model(storage.join(work_url, BEST))
-    save_model(best.model, store.url, output_url, {k: v for k, v in best.manifest.items() if k != "files"})
+    save_model(best.model, best.vocabulary, output_url, {k: v for k, v in best.manifest.items() if k != "files"})
     storage.delete_folder(storage.join(work_url, "checkpoints"))
     storage.delete_folder(storage.join(work_url, BEST))
 

@@ -6,9 +6,12 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.s3_faults import FaultyS3, s3_proxy
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = Path(os.environ.get("CLICKFORMER_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -40,28 +43,45 @@ def ray_cluster(s3_endpoint: str) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """A real S3 endpoint on this machine, with its credentials in the environment."""
+    """A real S3 endpoint on this machine, with its credentials in the environment, behind the proxy of `faulty_s3`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    environment = {
-        "AWS_ENDPOINT_URL": url,
+    try:
+        _wait_until_up(url, server)
+        with s3_proxy(url) as endpoint, _environment(_s3_environment(endpoint)):
+            yield endpoint
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def faulty_s3(s3_endpoint: str) -> FaultyS3:
+    """The same endpoint, told to break requests: `with faulty_s3(kinds=("503",), rate=0.2, seed=1) as faults:`."""
+    return FaultyS3(url=s3_endpoint)
+
+
+def _s3_environment(endpoint: str) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
-        _wait_until_up(url, server)
-        yield url
+        yield
     finally:
-        server.terminate()
-        server.wait()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

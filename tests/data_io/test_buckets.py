@@ -1,6 +1,7 @@
 """Buckets: hashes that never change, and committed files that are whole, verified or refused."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,21 @@ from hypothesis import strategies as st
 from data_io import storage
 from data_io.buckets import (
     BUCKET_MARKS,
-    MANIFEST_NAME,
+    WORK,
     BucketWriter,
     bucket_of,
+    bucket_of_hash,
     fingerprint,
+    fingerprint_after,
     hash64,
     is_published,
     iter_buckets,
     read_bucket,
-    read_manifest,
+    read_part,
 )
 from data_io.config import SettingsError
 from data_io.schema import DataContractError
+from data_io.snapshots import SNAPSHOTS, read_manifest
 
 GOLDEN_INTEGERS = {
     0: 0xE220A8397B1DCDAF,
@@ -125,6 +129,7 @@ def test_a_user_never_spans_buckets(users: list[str], num_buckets: int, random) 
     again = dict(zip(shuffled, bucket_of(pa.array(shuffled, pa.large_string()), num_buckets).tolist(), strict=True))
     assert first == again
     assert all(0 <= bucket < num_buckets for bucket in first.values())
+    assert list(first.values()) == bucket_of_hash(hash64(pa.array(list(first), pa.string())), num_buckets).tolist()
 
 
 def test_buckets_are_about_equally_full() -> None:
@@ -169,20 +174,52 @@ def test_committed_buckets_are_found_again_with_their_facts(tmp_path: Path) -> N
     assert (mark["num_users"], mark["file"]["num_rows"]) == (2, 2)
 
 
-def test_a_writer_with_another_fingerprint_names_both(tmp_path: Path) -> None:
-    publish_two_buckets(tmp_path)
+def test_another_fingerprint_is_refused_and_both_are_named(tmp_path: Path) -> None:
+    writer = BucketWriter(url=str(tmp_path), fingerprint="this")
+    mark = writer.commit(0, 1, make_table(1), {})
     other = BucketWriter(url=str(tmp_path), fingerprint="that")
     message = r"its fingerprint this, this run's that\); choose another run_dir or delete that folder"
     with pytest.raises(DataContractError, match=message):
         other.committed(2)
     with pytest.raises(DataContractError, match=message):
+        other.check_alone()
+    writer.publish([mark], {})
+    other.check_alone()
+    with pytest.raises(DataContractError, match=message):
         is_published(str(tmp_path), "that")
 
 
+def test_output_of_an_earlier_state_of_its_input_is_replaced_and_of_other_settings_refused(tmp_path: Path) -> None:
+    url, first, second = str(tmp_path), fingerprint_after({"k": 1}, "0"), fingerprint_after({"k": 1}, "1")
+    writer = BucketWriter(url=url, fingerprint=first)
+    mark = writer.commit(0, 1, make_table(1), {})
+    BucketWriter(url=url, fingerprint=second).check_alone()
+    writer.publish([mark], {})
+    assert is_published(url, first)
+    assert not is_published(url, second)
+    for other in (fingerprint_after({"k": 2}, "1"), fingerprint({"k": 1})):
+        with pytest.raises(DataContractError, match="choose another run_dir or delete that folder"):
+            is_published(url, other)
+
+
+def test_a_bucket_may_be_committed_without_a_mark_to_remember_it(tmp_path: Path) -> None:
+    writer = BucketWriter(url=str(tmp_path), fingerprint="this")
+    mark = writer.commit(0, 1, make_table(4), {}, remember=False)
+    assert writer.committed(1) == {}
+    assert read_part(str(tmp_path), mark["file"]).column("number").to_pylist() == [4]
+
+
 def test_another_number_of_buckets_is_refused(tmp_path: Path) -> None:
-    writer = publish_two_buckets(tmp_path)
+    writer = BucketWriter(url=str(tmp_path), fingerprint="this")
+    writer.commit(0, 2, make_table(1), {})
     with pytest.raises(DataContractError, match="holds output of other settings or input"):
         writer.committed(3)
+
+
+def test_nothing_is_left_to_go_on_with_once_it_is_published(tmp_path: Path) -> None:
+    writer = publish_two_buckets(tmp_path)
+    assert writer.committed(2) == {}
+    assert not (tmp_path / WORK).exists()
 
 
 def test_is_published_only_once_the_manifest_stands(tmp_path: Path) -> None:
@@ -197,40 +234,62 @@ def test_a_temporary_mark_of_a_killed_writer_is_no_mark(tmp_path: Path) -> None:
     writer = BucketWriter(url=str(tmp_path), fingerprint="this")
     mark = writer.commit(0, 2, make_table(1), {})
     # What a process killed inside the atomic write leaves: the temporary name, with part of the content.
-    (tmp_path / BUCKET_MARKS / ".00001.json.0123456789abcdef").write_text('{"bucket": 1,')
+    marks = tmp_path / WORK / "this" / BUCKET_MARKS
+    (marks / ".00001.json.0123456789abcdef").write_text('{"bucket": 1,')
     assert writer.committed(2) == {0: mark}
 
 
-def test_a_corrupted_bucket_file_is_detected(tmp_path: Path) -> None:
+def flip_middle(content: bytes) -> bytes:
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flip_middle, lambda content: content[:-5], lambda content: content + b"x", lambda _: b""],
+    ids=["a flipped bit", "truncated", "grown", "emptied"],
+)
+def test_a_damaged_bucket_file_is_found_and_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     publish_two_buckets(tmp_path)
     path = next((tmp_path / "bucket=00001").iterdir())
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    path.write_bytes(damage(path.read_bytes()))
     url, manifest = str(tmp_path), read_manifest(str(tmp_path))
     assert read_bucket(url, manifest, 0).num_rows == 2
-    with pytest.raises(DataContractError, match=r"bucket=00001.*differs from what was committed .* rebuild"):
+    with pytest.raises(DataContractError, match=rf"bucket=00001/{path.name}: differs from what was commi.* rebuild"):
         read_bucket(url, manifest, 1)
 
 
-def test_a_missing_bucket_file_is_detected(tmp_path: Path) -> None:
+def test_a_missing_bucket_file_is_found_and_named(tmp_path: Path) -> None:
     publish_two_buckets(tmp_path)
-    next((tmp_path / "bucket=00000").iterdir()).unlink()
-    with pytest.raises(DataContractError, match=r"bucket=00000.*named in the manifest but missing; rebuild"):
+    path = next((tmp_path / "bucket=00000").iterdir())
+    path.unlink()
+    message = rf"bucket=00000/{path.name}: named in the manifest but missing; open {tmp_path} anew if a job has"
+    with pytest.raises(DataContractError, match=message):
         next(iter_buckets(str(tmp_path)))
 
 
-def test_nothing_published_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataContractError, match=rf"nothing is published here yet \(no {MANIFEST_NAME}\); run the job that makes"
-    ):
-        read_manifest(str(tmp_path))
+def test_a_bucket_of_several_parts_has_their_rows_the_oldest_first(tmp_path: Path) -> None:
+    writer = BucketWriter(url=str(tmp_path), fingerprint="this")
+    files = [writer.commit(0, 1, make_table(number), {})["file"] for number in (3, 1, 2)]
+    manifest = {"buckets": {"0": {"files": files, "num_users": 3}}}
+    assert read_bucket(str(tmp_path), manifest, 0).column("number").to_pylist() == [3, 1, 2]
+    assert read_part(str(tmp_path), files[1]).column("number").to_pylist() == [1]
+
+
+def test_a_manifest_of_format_1_still_reads(tmp_path: Path) -> None:
+    """It named one file for each bucket, without facts beside it, and had no number."""
+    writer = BucketWriter(url=str(tmp_path), fingerprint="this")
+    files = {str(bucket): writer.commit(bucket, 2, make_table(bucket), {})["file"] for bucket in (0, 1)}
+    old = {"format_version": 1, "fingerprint": "this", "num_buckets": 2, "buckets": files}
+    storage.write_json(f"{tmp_path}/_MANIFEST.json", old)
+    assert is_published(str(tmp_path), "this")
+    assert [table.column("number").to_pylist() for table in iter_buckets(str(tmp_path))] == [[0], [1]]
 
 
 def test_writing_leaves_no_temporary_files(tmp_path: Path) -> None:
     publish_two_buckets(tmp_path)
     assert not list(tmp_path.rglob(".*"))
-    assert storage.list_folders(str(tmp_path)) == [BUCKET_MARKS, "bucket=00000", "bucket=00001"]
+    assert storage.list_folders(str(tmp_path)) == [SNAPSHOTS, "bucket=00000", "bucket=00001"]
 
 
 @pytest.mark.parametrize("kind", [DataContractError, SettingsError])
@@ -242,10 +301,19 @@ def test_exceptions_survive_a_pickle_round_trip(kind: type[Exception]) -> None:
 
 def test_publishing_removes_what_a_killed_attempt_left_in_a_bucket(tmp_path: Path) -> None:
     writer = BucketWriter(url=str(tmp_path), fingerprint="this")
-    for _ in range(2):
-        mark = writer.commit(0, 1, make_table(1), {})
+    writer.commit(0, 1, make_table(1), {})
+    mark = writer.commit(0, 1, make_table(1), {})
     (tmp_path / "vocabulary.parquet").write_bytes(b"kept")
     writer.publish([mark], {})
     assert [path.name for path in (tmp_path / "bucket=00000").iterdir()] == [mark["file"]["name"].split("/")[1]]
     assert (tmp_path / "vocabulary.parquet").exists()
     assert sum(table.num_rows for table in iter_buckets(str(tmp_path))) == make_table(1).num_rows
+
+
+def test_publishing_again_replaces_every_bucket(tmp_path: Path) -> None:
+    publish_two_buckets(tmp_path)
+    writer = BucketWriter(url=str(tmp_path), fingerprint="that")
+    manifest = writer.publish([writer.commit(0, 1, make_table(5), {})], {"num_buckets": 1})
+    assert (manifest["snapshot"], manifest["fingerprint"]) == (1, "that")
+    assert [table.column("number").to_pylist() for table in iter_buckets(str(tmp_path))] == [[5]]
+    assert len(list(tmp_path.glob("bucket=*/*"))) == 1, "a reader who knows no manifest sees each row once too"

@@ -1,4 +1,4 @@
-"""Events: the contract checked on footers, fragments that know their place, and bad rows parted from good."""
+"""Events: fragments read under the contract, and bad rows parted from good. Dirtier data: test_dirt.py."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from data_io.config import EventSettings, SettingsError
-from data_io.events import EMPTY_IDS, Fragment, latest_time, part_events, quarantine_table, read_fragment, scan_log
+from data_io.config import EventSettings
+from data_io.events import latest_time, part_events, quarantine_table, read_fragment
+from data_io.scan import Fragment, scan_log
 from data_io.schema import TIME_TYPE, DataContractError
 
 DEFAULTS = EventSettings()
@@ -21,8 +20,8 @@ EARLIEST, LATEST = datetime(2000, 1, 1), datetime(2030, 1, 1)
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
 
 
-def part(events: pa.Table) -> tuple[pa.Table, pa.Table]:
-    return part_events(events, EARLIEST, LATEST)
+def part(events: pa.Table, **options: Any) -> tuple[pa.Table, pa.Table]:
+    return part_events(events, EventSettings(earliest_time=EARLIEST, **options), LATEST)
 
 
 def read_all(url: str, options: EventSettings = DEFAULTS) -> pa.Table:
@@ -49,38 +48,6 @@ def make_rows(**columns: Any) -> pa.Table:
     )
 
 
-def test_fragments_cover_the_log_in_name_order(tmp_path: Path, make_events: Callable, write_log: Callable) -> None:
-    url = write_log(tmp_path, make_events(), make_events(num_users=1), rows_per_group=4)
-    log = scan_log(url, DEFAULTS)
-    places = [(Path(f.file).name, f.row_group, f.first_row, f.first_position, f.num_rows) for f in log.fragments]
-    assert places == [
-        ("part-00000.parquet", 0, 0, 0, 4),
-        ("part-00000.parquet", 1, 4, 4, 2),
-        ("part-00001.parquet", 0, 0, 6, 3),
-    ]
-    assert log.num_rows == 9
-    assert log.inputs[1] == (f"{url}/part-00001.parquet", (tmp_path / "part-00001.parquet").stat().st_size)
-
-
-def test_files_without_rows_are_passed_over(tmp_path: Path, make_events: Callable, write_log: Callable) -> None:
-    events = make_events()
-    log = scan_log(write_log(tmp_path, events.slice(0, 0), events), DEFAULTS)
-    assert [fragment.num_rows for fragment in log.fragments] == [6]
-    assert len(log.inputs) == 2
-
-
-def test_a_log_without_rows_is_refused(tmp_path: Path, make_events: Callable, write_log: Callable) -> None:
-    with pytest.raises(DataContractError, match="the log has 1 Parquet files and not one row"):
-        scan_log(write_log(tmp_path, make_events().slice(0, 0)), DEFAULTS)
-
-
-def test_a_missing_column_names_file_and_remedy(tmp_path: Path, make_events: Callable, write_log: Callable) -> None:
-    url = write_log(tmp_path, make_events(user_id=None, customer=["c"] * 6))
-    message = r"part-00000\.parquet: no column user_id for user_id; it has .*customer.*; set events\.columns .*user_id"
-    with pytest.raises(DataContractError, match=message):
-        scan_log(url, DEFAULTS)
-
-
 def test_a_missing_action_column_names_the_default_too(
     tmp_path: Path, make_events: Callable, write_log: Callable
 ) -> None:
@@ -89,85 +56,6 @@ def test_a_missing_action_column_names_the_default_too(
         scan_log(url, DEFAULTS)
     events = read_all(url, EventSettings(default_action="view"))
     assert events.column("action").to_pylist() == ["view"] * 6
-
-
-def test_a_column_lacking_in_the_second_file_names_that_file(
-    tmp_path: Path, make_events: Callable, write_log: Callable
-) -> None:
-    url = write_log(tmp_path, make_events(), make_events(item_id=None))
-    with pytest.raises(DataContractError, match=r"part-00001\.parquet: no column item_id"):
-        scan_log(url, DEFAULTS)
-
-
-def test_a_mapped_optional_column_must_be_there(tmp_path: Path, make_events: Callable, write_log: Callable) -> None:
-    url = write_log(tmp_path, make_events())
-    with pytest.raises(DataContractError, match="no column amount for price"):
-        scan_log(url, EventSettings(columns={"price": "amount"}))
-
-
-def test_mapping_a_column_the_contract_does_not_know_is_refused(
-    tmp_path: Path, make_events: Callable, write_log: Callable
-) -> None:
-    url = write_log(tmp_path, make_events())
-    with pytest.raises((SettingsError, DataContractError), match=r"events\.columns.*prize"):
-        scan_log(url, EventSettings(columns={"prize": "amount"}))
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "found", "expected"),
-    [
-        ("user_id", pa.array([1.0] * 6), "double", "string or int"),
-        ("item_id", pa.array([True] * 6), "bool", "string or int"),
-        ("action", pa.array([1] * 6), "int64", "string"),
-        ("event_time", pa.array(["2024-01-01"] * 6), "string", "timestamp"),
-        ("event_time", pa.array([1_700_000_000] * 6), "int64", "timestamp"),
-        ("price", pa.array(["9.99"] * 6), "string", "float or int"),
-    ],
-)
-def test_a_wrong_type_names_file_column_found_and_expected(
-    tmp_path: Path, make_events: Callable, write_log: Callable, column: str, values: pa.Array, found: str, expected: str
-) -> None:
-    url = write_log(tmp_path, make_events(**{column: values}))
-    message = rf"part-00000\.parquet: column {column} .* has type {found}, expected {expected}; cast it in the log"
-    with pytest.raises(DataContractError, match=message):
-        scan_log(url, DEFAULTS)
-
-
-def test_types_that_differ_between_files_name_both_files(
-    tmp_path: Path, make_events: Callable, write_log: Callable
-) -> None:
-    url = write_log(tmp_path, make_events(), make_events(user_id=list(range(6))))
-    message = r"part-00001\.parquet: user_id is int, but string in .*part-00000\.parquet; all files of a log must agree"
-    with pytest.raises(DataContractError, match=message):
-        scan_log(url, DEFAULTS)
-
-
-def test_an_optional_column_in_one_file_only_is_refused(
-    tmp_path: Path, make_events: Callable, write_log: Callable
-) -> None:
-    url = write_log(tmp_path, make_events(), make_events(price=[1.0] * 6))
-    with pytest.raises(DataContractError, match=r"part-00001\.parquet: price is float, but absent in "):
-        scan_log(url, DEFAULTS)
-
-
-@pytest.mark.parametrize("spoil", [lambda _: b"", lambda good: good[:-20], lambda _: b"user_id,item_id\nu,i\n" * 20])
-def test_an_empty_torn_or_foreign_file_is_named(
-    tmp_path: Path, make_events: Callable, write_log: Callable, spoil: Callable[[bytes], bytes]
-) -> None:
-    url = write_log(tmp_path, make_events(), make_events())
-    path = tmp_path / "part-00001.parquet"
-    path.write_bytes(spoil(path.read_bytes()))
-    message = r"part-00001\.parquet: not a readable Parquet file \(.+\); replace or remove it"
-    with pytest.raises(DataContractError, match=message) as caught:
-        scan_log(url, DEFAULTS)
-    assert "\n" not in str(caught.value)
-
-
-def test_no_such_path_and_an_empty_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataContractError, match="nowhere: no such file or folder"):
-        scan_log(str(tmp_path / "nowhere"), DEFAULTS)
-    with pytest.raises(DataContractError, match="no Parquet file"):
-        scan_log(str(tmp_path), DEFAULTS)
 
 
 def test_a_row_group_torn_inside_is_named(tmp_path: Path, make_events: Callable, write_log: Callable) -> None:
@@ -214,7 +102,68 @@ def test_types_become_canonical(tmp_path: Path, make_events: Callable, write_log
         "quantity": "float",
     }
     assert log_events.column("price").to_pylist() == [1.5] * 6
-    assert scan_log(str(tmp_path), DEFAULTS).carried == ("session_id", "price", "quantity")
+    assert scan_log(str(tmp_path), DEFAULTS).carried == {"session_id": "string", "price": "float", "quantity": "float"}
+
+
+@pytest.mark.parametrize(
+    ("ids", "data_type"),
+    [
+        (pa.array([1, 2, None], pa.int32()), pa.int64()),
+        (pa.array(["a", "b", None]), pa.large_string()),
+        (pa.array(["a", "b", None]).dictionary_encode(), pa.large_string()),
+    ],
+    ids=["int", "text", "dictionary"],
+)
+def test_event_ids_are_read_and_do_not_enter_the_store(
+    tmp_path: Path, make_events: Callable, write_log: Callable, ids: pa.Array, data_type: pa.DataType
+) -> None:
+    url = write_log(tmp_path, make_events(num_users=1, event_id=ids))
+    log = scan_log(url, DEFAULTS)
+    assert log.carried == {}
+    events = read_all(url)
+    assert events.schema.field("event_id").type == data_type
+    good, bad = part(events)
+    assert good.column("event_id").to_pylist() == ids.to_pylist()
+    assert bad.num_rows == 0
+
+
+def test_texts_that_stand_for_no_event_id_become_null() -> None:
+    good, bad = part(make_rows(event_id=["e", "", "NaN", None]))
+    assert good.column("event_id").to_pylist() == ["e", None, None, None]
+    assert bad.num_rows == 0
+
+
+def test_declared_features_come_as_text_or_number(tmp_path: Path, make_events: Callable, write_log: Callable) -> None:
+    options = EventSettings(
+        features={"device": "categorical", "shop": "categorical", "heat": "numeric", "age": "numeric"}
+    )
+    columns = {
+        "device": pa.array(["phone", None, "web"]).dictionary_encode(),
+        "shop": pa.array([7, None, -1], pa.int8()),
+        "heat": [Decimal("1.5"), None, Decimal("2.5")],
+        "age": pa.array([1, None, 3], pa.uint8()),
+    }
+    events = read_all(write_log(tmp_path, make_events(num_users=1, **columns)), options)
+    found = {name: (str(events.schema.field(name).type), events.column(name).to_pylist()) for name in columns}
+    assert found == {
+        "device": ("large_string", ["phone", None, "web"]),
+        "shop": ("large_string", ["7", None, "-1"]),
+        "heat": ("float", [1.5, None, 2.5]),
+        "age": ("float", [1.0, None, 3.0]),
+    }
+    good, bad = part(events)
+    assert good.drop_columns("source_row").equals(events)
+    assert bad.num_rows == 0
+
+
+@pytest.mark.parametrize("column", ["price", "quantity", "rating", "heat"])
+def test_numbers_that_are_not_finite_become_null(
+    tmp_path: Path, make_events: Callable, write_log: Callable, column: str
+) -> None:
+    options = EventSettings(features={} if column != "heat" else {"heat": "numeric"})
+    numbers = [1.0, float("nan"), float("inf"), -1e300, None, -2.0]
+    events = read_all(write_log(tmp_path, make_events(**{column: numbers})), options)
+    assert events.column(column).to_pylist() == [1.0, None, None, None, None, -2.0]
 
 
 @pytest.mark.parametrize(
@@ -274,8 +223,8 @@ def test_bounds_with_a_zone_mean_the_same_moment() -> None:
     early, late = (moment.replace(tzinfo=UTC).astimezone() for moment in (EARLIEST, LATEST))
     zoned = datetime.fromisoformat("2024-01-01T13:00:00+02:00")
     events = make_rows(event_time=[NOON, NOON - timedelta(hours=2)])
-    assert part_events(events, early, late)[0].num_rows == 2
-    assert part_events(events, zoned, late)[0].column("source_row").to_pylist() == [0]
+    assert part_events(events, EventSettings(earliest_time=early), late)[0].num_rows == 2
+    assert part_events(events, EventSettings(earliest_time=zoned), late)[0].column("source_row").to_pylist() == [0]
 
 
 def test_a_row_with_many_faults_is_quarantined_once_by_the_first() -> None:
@@ -284,8 +233,41 @@ def test_a_row_with_many_faults_is_quarantined_once_by_the_first() -> None:
     assert bad.column("reason").to_pylist() == ["empty_user_id"]
 
 
+def test_good_rows_come_back_as_they_were_read() -> None:
+    events = make_rows(user_id=["a", "b"], session_id=["", None], item_id=["i", None], action=["view", "search"])
+    good, bad = part(events)
+    assert good.drop_columns("source_row").equals(events)
+    assert good.schema.equals(part(make_rows(user_id=["a", ""], session_id=["", None]))[0].schema)
+    assert bad.schema.equals(part(make_rows(user_id=["a", ""], session_id=["", None]))[1].schema)
+
+
+def test_no_rows_are_parted_into_none() -> None:
+    good, bad = part(make_rows(user_id=[]))
+    assert (good.num_rows, bad.num_rows, bad.column_names[-1]) == (0, 0, "reason")
+
+
+def test_actions_that_are_not_allowed_are_quarantined() -> None:
+    good, bad = part(make_rows(action=["view", "View", "view ", "buy"]), allowed_actions=["view", "buy"])
+    assert good.column("action").to_pylist() == ["view", "buy"]
+    assert bad.column("reason").to_pylist() == ["unknown_action"] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"allowed_actions": []}, "at least 1 item"),
+        ({"allowed_actions": ["buy"], "default_action": "view"}, r"default_action view is not among allowed_actions"),
+        ({"earliest_time": NOON, "latest_time": EARLIEST}, "earliest_time .* must lie before latest_time"),
+        ({"features": {"device": "text"}}, "Input should be 'categorical' or 'numeric'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        EventSettings(**options)
+
+
 def test_quarantined_rows_know_file_and_row() -> None:
-    fragment = Fragment(file="log/part-3.parquet", row_group=1, first_row=100, first_position=900, num_rows=3)
+    fragment = Fragment(file="log/part-3.parquet", file_bytes=9, row_group=1, first_row=100, num_rows=3)
     _, bad = part(make_rows(user_id=["a", "", ""]))
     table = quarantine_table(bad, fragment)
     assert table.column("source_row").to_pylist() == [101, 102]
@@ -293,38 +275,7 @@ def test_quarantined_rows_know_file_and_row() -> None:
     assert table.column("reason").to_pylist() == ["empty_user_id"] * 2
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["u", "v", None, *EMPTY_IDS]),
-            st.sampled_from(["i", None, "nan"]),
-            st.sampled_from(["view", "search", None]),
-            st.sampled_from([NOON, None, datetime(1970, 1, 1, tzinfo=UTC)]),
-        ),
-        min_size=1,
-        max_size=12,
-    )
-)
-@settings(max_examples=50, deadline=None)
-def test_rows_read_are_rows_kept_plus_rows_quarantined(rows: list[tuple[Any, ...]]) -> None:
-    users, items, actions, times = (list(column) for column in zip(*rows, strict=True))
-    good, bad = part(make_rows(user_id=users, item_id=items, action=actions, event_time=times))
-    kept, refused = good.column("source_row").to_pylist(), bad.column("source_row").to_pylist()
-    assert sorted(kept + refused) == list(range(len(rows)))
-    for row in kept:
-        user, item, action, time = rows[row]
-        assert user in ("u", "v")
-        assert item == "i" or action == "search"
-        assert action is not None
-        assert time == NOON
-
-
 def test_latest_time_is_as_set_or_a_day_after_now() -> None:
     assert latest_time(EventSettings(latest_time=LATEST)) == LATEST
     left = latest_time(DEFAULTS) - datetime.now(UTC).replace(tzinfo=None)
     assert timedelta(hours=23) < left <= timedelta(days=1)
-
-
-def test_a_single_file_is_a_log(tmp_path: Path, make_events: Callable) -> None:
-    pq.write_table(make_events(), tmp_path / "log.parquet")
-    assert scan_log(str(tmp_path / "log.parquet"), DEFAULTS).num_rows == 6

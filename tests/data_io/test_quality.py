@@ -1,17 +1,31 @@
 """The quality report: surveys that add up, and rows that are all accounted for before anything is published."""
 
+import json
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_io.quality import MAX_ACTIONS, LogSurvey, RunSurvey, count_reasons, describe, quality_report
+from data_io.behaviour import SequenceProfile
+from data_io.profile import RowProfile
+from data_io.quality import (
+    MAX_ACTIONS,
+    LogSurvey,
+    Profiles,
+    RunSurvey,
+    add_counts,
+    count_reasons,
+    describe,
+    quality_report,
+)
 from data_io.schema import DataContractError
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -84,6 +98,7 @@ def test_the_report_says_what_was_read_and_kept() -> None:
         "num_quarantined": 2,
         "num_duplicates": 1,
         "num_truncated": 1,
+        "num_forgotten": 0,
         "num_users": 2,
         "num_items": 2,
         "reasons": {"empty_user_id": 2},
@@ -93,6 +108,23 @@ def test_the_report_says_what_was_read_and_kept() -> None:
         "median_events_per_user": 3.0,
     }
     assert describe(report) == '10 rows = 6 kept + 2 quarantined + 1 duplicates + 1 truncated; {"empty_user_id": 2}'
+
+
+def test_forgotten_rows_are_part_of_the_identity() -> None:
+    log = survey_of([("i", "view", 0, None)] * 10)
+    log.num_forgotten = 2
+    report = quality_report(log, [make_mark(5, num_forgotten=3)], 2)
+    assert report["num_forgotten"] == 5
+    assert describe(report) == "10 rows = 5 kept + 0 quarantined + 0 duplicates + 0 truncated + 5 forgotten; {}"
+    with pytest.raises(DataContractError, match=r"0 truncated, 2 forgotten; nothing was published"):
+        quality_report(log, [make_mark(5)], 2)
+
+
+def test_surveys_carry_what_was_forgotten() -> None:
+    log = LogSurvey()
+    log.add(replace(survey([("i", "view", 0, None)]), num_forgotten=1))
+    log.add(replace(survey([("i", "view", 0, None)]), num_forgotten=2))
+    assert log.num_forgotten == 3
 
 
 @pytest.mark.parametrize("marks", [[make_mark(7)], [make_mark(8, 1)], [make_mark(4), make_mark(5)], []])
@@ -123,3 +155,53 @@ def test_too_many_actions_mean_the_wrong_column() -> None:
     log.actions["one more"] = 1
     with pytest.raises(DataContractError, match=r"log: 1,001 different actions, more than 1,000; map the right column"):
         log.check("log", 0.0)
+
+
+def make_profiles(num_rows: int = 10, **parts: Any) -> Profiles:
+    """Profiles of the same rows as `LOG`."""
+    hours = pl.DataFrame({"action": ["view"], "hour": [START_MINUTE // 60], "count": [num_rows - 2]})
+    sequences = SequenceProfile(num_users=2, num_events=8, users_by_events=(0, 0, 1, 0, 0, 0, 1))
+    rows = RowProfile(num_rows=num_rows, num_good=num_rows - 2, hours=hours)
+    return replace(Profiles(rows=rows, sequences=sequences, item_counts=np.array([6, 2])), **parts)
+
+
+MARKS = [make_mark(8, num_users=2, length_deciles=[1, 3, 9])]
+
+
+def test_a_report_with_profiles_is_json_and_keeps_the_counts() -> None:
+    files = ({"file": "a", "problem": None}, {"file": "b", "num_bytes": 0, "num_rows": 0, "problem": "empty"})
+    report = quality_report(LOG, MARKS, 2, make_profiles(files=files))
+    counts = quality_report(LOG, MARKS, 2)
+    assert {key: report[key] for key in counts if key != "median_events_per_user"} == {
+        key: value for key, value in counts.items() if key != "median_events_per_user"
+    }
+    assert report["median_events_per_user"] == 2.0
+    assert report["files_left_out"] == [files[1]]
+    assert report["items"]["num_events"] == 8
+    assert report["drift"] == {"previous": None, "recent": None}
+    assert [finding["severity"] for finding in report["findings"]] == ["bad", "bad", "look"]
+    assert json.loads(json.dumps(report, allow_nan=False)) == json.loads(json.dumps(report))
+
+
+def test_a_report_is_compared_with_the_one_before_it_if_that_has_profiles() -> None:
+    before = json.loads(json.dumps(quality_report(LOG, MARKS, 2, make_profiles())))
+    report = quality_report(LOG, MARKS, 2, make_profiles(item_counts=np.array([800, 1, 1])), previous=before)
+    drifts = {drift["what"]: drift for drift in report["drift"]["previous"]}
+    assert drifts["actions"]["psi"] == 0.0
+    assert drifts["popularity of items"]["psi"] > 0
+    counts_only = quality_report(LOG, MARKS, 2)
+    assert quality_report(LOG, MARKS, 2, make_profiles(), previous=counts_only)["drift"]["previous"] is None
+
+
+@given(ROWS, ROWS)
+@settings(max_examples=40, deadline=None)
+def test_counts_of_an_append_add_up_to_those_of_one_build(old: list[Row], new: list[Row]) -> None:
+    old, new = [*old, ("i", "view", 0, None)], [*new, ("ï", "view", 9, None)]
+    kept = [sum(row[3] is None for row in rows) for rows in (old, new)]
+    parts = [
+        quality_report(survey_of(rows), [make_mark(n, num_users=n)], 2)
+        for rows, n in zip((old, new), kept, strict=True)
+    ]
+    whole = quality_report(survey_of(old, new), [make_mark(n, num_users=n) for n in kept], 2)
+    added = add_counts(*parts)
+    assert added | {"median_events_per_user": 0} == whole | {"median_events_per_user": 0}

@@ -1,5 +1,9 @@
 """Storage: whole files or none, URLs refused or resolved, and what is found as Parquet."""
 
+import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import pytest
 from data_io import storage
 from data_io.config import SettingsError
 from data_io.schema import DataContractError
+from data_io.storage import OutOfDiskError
 
 TABLE = pa.table({"number": [1, 2, 3]})
 
@@ -63,10 +68,63 @@ def test_a_failed_write_leaves_the_file_before_it_and_no_temporary_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", disk_is_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutOfDiskError, match=r"a\.bin: no room for its 5 bytes \(No space left"):
         storage.write_bytes(url, b"after")
     assert names_in(tmp_path) == ["a.bin"]
     assert storage.read_bytes(url) == b"before"
+
+
+def test_the_first_creates_and_the_second_changes_nothing(tmp_path: Path) -> None:
+    url = str(tmp_path / "deep" / "a.json")
+    assert storage.create_json(url, {"writer": 1}) is True
+    assert storage.create_json(url, {"writer": 2}) is False
+    assert storage.create_json(url, {"writer": 1}) is False, "a local disk loses no answers"
+    assert storage.read_json(url) == {"writer": 1}
+    assert names_in(tmp_path) == ["deep/a.json"]
+
+
+def test_a_disk_without_hard_links_creates_once_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    url = str(tmp_path / "a.bin")
+    assert [storage.create_bytes(url, content) for content in (b"first", b"second")] == [True, False]
+    assert storage.read_bytes(url) == b"first"
+    assert names_in(tmp_path) == ["a.bin"]
+
+
+def test_a_link_that_was_made_although_its_answer_was_lost_counts_as_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def link_and_lose_the_answer(*paths: str) -> None:
+        link(*paths)
+        raise FileExistsError
+
+    monkeypatch.setattr("os.link", link_and_lose_the_answer)
+    assert storage.create_bytes(str(tmp_path / "a.bin"), b"mine") is True
+
+
+def test_of_racing_processes_one_creates_and_nobody_reads_half(tmp_path: Path) -> None:
+    code = f"""
+from data_io import storage
+import sys
+content = sys.argv[1].encode() * 20_000
+made = 0
+for number in range(100):
+    url = f"{tmp_path}/{{number}}"
+    made += storage.create_bytes(url, content)
+    found = storage.read_bytes(url)
+    assert len(found) == len(content) and len(set(found)) == 1
+print(made)
+"""
+    command = [sys.executable, "-c", code]
+    racers = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "abc"]
+    made = [int(racer.communicate(timeout=60)[0]) for racer in racers]
+    assert sum(made) == 100
+    assert names_in(tmp_path) == sorted(str(number) for number in range(100))
 
 
 @pytest.mark.parametrize(
@@ -94,13 +152,27 @@ def test_a_flipped_byte_of_a_page_is_detected(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataContractError, match=r"a\.parquet: cannot be read as Parquet .*; restore or rebuild it"):
+    with pytest.raises(DataContractError, match=r"a\.parquet: is missing; open its output anew .*; restore or rebuild it"):
         storage.read_parquet(str(path))
 
 
 def test_a_missing_parquet_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataContractError, match=r"no\.parquet: cannot be read as Parquet"):
+    with pytest.raises(DataContractError, match=r"no\.parquet: is missing; open its output anew"):
         storage.read_parquet(str(tmp_path / "no.parquet"))
+
+
+def test_a_range_is_shorter_where_the_file_ends(tmp_path: Path) -> None:
+    url = str(tmp_path / "a.bin")
+    storage.write_bytes(url, b"0123456789")
+    assert [storage.read_range(url, 3, 4), storage.read_range(url, 8, 100)] == [b"3456", b"89"]
+
+
+def test_deleting_what_is_gone_is_no_error(tmp_path: Path) -> None:
+    url = str(tmp_path / "a.bin")
+    storage.write_bytes(url, b"x")
+    storage.delete_file(url)
+    storage.delete_file(url)
+    assert names_in(tmp_path) == []
 
 
 def test_lists_are_sorted_and_empty_where_nothing_is(tmp_path: Path) -> None:

@@ -87,11 +87,11 @@ def rows_of(url: str) -> list[dict[str, object]]:
 def test_a_killed_build_goes_on_and_equals_the_undisturbed_one(tmp_path: Path, log: str) -> None:
     whole, broken = (make_settings(tmp_path / name, log) for name in ("whole", "broken"))
     build_sequences.run(whole)
-    marks = tmp_path / "broken/store/_buckets"
-    kill_when("build_sequences", broken, tmp_path, lambda: marks.is_dir() and any(marks.glob("*.json")))
+    work = tmp_path / "broken/store/_work"
+    kill_when("build_sequences", broken, tmp_path, lambda: any(work.glob("*/buckets/*.json")))
     store = build_sequences.run(broken)
     assert rows_of(store.url) == rows_of(str(tmp_path / "whole/store"))
-    assert not (tmp_path / "broken/store/_runs").exists()
+    assert not work.exists()
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -102,7 +102,7 @@ def test_a_killed_scoring_job_goes_on_and_scores_each_user_once(tmp_path: Path, 
         _publish_untrained(settings, store)
     score_users.run(whole)
     scores = tmp_path / "broken/scores"
-    kill_when("score_users", broken, tmp_path, lambda: any((scores / "_buckets").glob("0*.json")))
+    kill_when("score_users", broken, tmp_path, lambda: any((scores / "_work").glob("*/buckets/*.json")))
     assert not (scores / "_MANIFEST.json").exists(), "readers see nothing of a part"
     score_users.run(broken)
     expected = rows_of(str(tmp_path / "whole/scores"))
@@ -129,5 +129,5 @@ def test_a_killed_training_goes_on_in_the_middle_of_an_epoch_to_the_same_weights
 def _publish_untrained(settings: Settings, store: SequenceStore) -> None:
     torch.manual_seed(0)
     config = settings.encoder.model_dump() | {"vocabulary_size": store.vocabulary.size, "num_actions": 10}
-    manifest = {"kind": "next_item", "fingerprint": "f", "vocabulary_sha256": store.manifest["vocabulary_sha256"]}
-    save_model(ClickformerEncoder(ClickformerConfig(**config)), store.url, settings.place("encoder"), manifest)
+    facts = {"kind": "next_item", "fingerprint": "f"}
+    save_model(ClickformerEncoder(ClickformerConfig(**config)), store.vocabulary, settings.place("encoder"), facts)

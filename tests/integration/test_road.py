@@ -2,20 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from data_io import storage
-from data_io.buckets import iter_buckets, read_manifest
-from data_io.config import SyntheticSettings
-from data_io.schema import DataContractError
+from data_io.buckets import WORK, iter_buckets
+from data_io.config import SettingsError, SyntheticSettings
+from data_io.schema import FIRST_INDEX
+from data_io.snapshots import MANIFEST_NAME, SNAPSHOTS, bucket_files
 from data_io.store import SequenceStore
 from data_io.synthetic import generate_events
-from ray_jobs import build_sequences, evaluate, finetune, pretrain, score_users
+from data_io.vocabulary import Vocabulary
+from model.checkpoint import load_model, save_model
+from model.encoder import ClickformerConfig, ClickformerEncoder
+from ray_jobs import append, build_sequences, compact, evaluate, finetune, forget, pretrain, score_users
 from ray_jobs.config import Settings
+from ray_jobs.models import find_model
+from tests.integration.stores import change, check_conservation, kill_before_publishing, known_items_of
 
 NUM_USERS = 120
 
@@ -63,13 +69,32 @@ def check_scores(settings: Settings, num_users: int) -> None:
     assert ((probabilities > 0) & (probabilities < 1)).all()
 
 
-def run_road(settings: Settings) -> dict[str, object]:
+def check_forgotten(settings: Settings, users: list[str], num_left: int) -> None:
+    """Forget users after the road was gone, and look for them in what stands below the run folder."""
+    file = settings.place("forget.txt")
+    storage.write_bytes(storage.absolute(file), "\n".join(users).encode())
+    receipt = storage.read_json(forget.run(change(settings, "forget", users=file)))
+    assert receipt["num_users_found"] == len(users)
+    outputs = [output["url"].removeprefix(f"{storage.absolute(settings.run_dir)}/") for output in receipt["outputs"]]
+    assert outputs == ["store", "scores", "report/users/active_5d", "report/users/next_item"]
+    assert all(output["files"] for output in receipt["outputs"][:2])
+    for output in receipt["outputs"]:
+        left = pa.concat_tables([table.select(["user_id"]) for table in iter_buckets(output["url"])])
+        assert not set(users) & set(left.column("user_id").to_pylist())
+    check_scores(settings, num_left)
+
+
+def train(settings: Settings) -> SequenceStore:
     store = build_sequences.run(settings)
     pretrain.run(settings)
     finetune.run(settings)
+    return store
+
+
+def finish(settings: Settings, num_users: int) -> dict[str, Any]:
     score_users.run(settings)
     report_url = evaluate.run(settings)
-    check_scores(settings, store.num_users)
+    check_scores(settings, num_users)
     page = storage.read_bytes(storage.join(report_url, "index.html")).decode()
     assert "<svg" in page
     assert "popularity" in page
@@ -78,20 +103,16 @@ def run_road(settings: Settings) -> dict[str, object]:
 
 def seen_items(settings: Settings) -> dict[str, set[str]]:
     store = SequenceStore.open(storage.absolute(settings.store_url))
-    seen: dict[str, set[str]] = {}
-    for bucket in range(store.num_buckets):
-        sequences = store.read_sequences(bucket)
-        for user, first, last in zip(sequences.user_id.to_pylist(), sequences.starts, sequences.ends, strict=True):
-            items = store.vocabulary.decode(sequences.item_index[first:last]).to_pylist()
-            seen[user] = {item for item in items if item is not None}
-    return seen
+    items = known_items_of(store)
+    return {user: {item for item in found if item is not None} for user, found in items.items()}
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_road_on_local_disk(tmp_path: Path, events: pa.Table, capfd: pytest.CaptureFixture[str]) -> None:
     write_log(str(tmp_path / "log"), events)
     settings = make_settings(str(tmp_path / "run"), events={"path": str(tmp_path / "log")})
-    report = run_road(settings)
+    train(settings)
+    report = finish(settings, NUM_USERS)
     assert {"encoder", "popularity", "own_history"} <= set(report["next_item"]["rankers"])
     assert 0 <= report["outcomes"]["active_5d"]["auc"]["value"] <= 1
     quality = json.loads((tmp_path / "run/store/quality_report.json").read_text())
@@ -108,65 +129,49 @@ def test_road_on_local_disk(tmp_path: Path, events: pa.Table, capfd: pytest.Capt
         job.run(settings)
     assert capfd.readouterr().out.count("already") == 4
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.parquet")}
-
-    (tmp_path / "run/scores/_MANIFEST.json").unlink()
-    (tmp_path / "run/scores/_buckets/00001.json").unlink()
-    score_users.run(settings)
-    check_scores(settings, NUM_USERS)
-    again = set((tmp_path / "run/scores").rglob("*.parquet")) - set(before)
-    assert [path.parent.name for path in again] == ["bucket=00001"], "only the missing bucket is scored again"
+    check_forgotten(settings, sorted(seen)[:2], NUM_USERS - 2)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_partly_built_store_is_finished_and_equal(tmp_path: Path, events: pa.Table) -> None:
+def test_a_build_killed_between_buckets_is_finished_and_equal(tmp_path: Path, events: pa.Table) -> None:
+    write_log(str(tmp_path / "log"), events)
+    whole, broken = (
+        make_settings(str(tmp_path / name), events={"path": str(tmp_path / "log")}) for name in ("whole", "broken")
+    )
+    expected = build_sequences.run(whole)
+    kill_before_publishing(broken, build_sequences)
+    url = str(tmp_path / "broken/store")
+    assert not storage.exists(storage.join(url, MANIFEST_NAME)), "readers see nothing of a part"
+    (work,) = storage.list_folders(storage.join(url, WORK))
+    storage.delete_file(storage.join(url, WORK, work, "buckets/00000.json"))
+    written = {path.name for path in Path(url).rglob("bucket=*/*.parquet")}
+    again = build_sequences.run(broken)
+    assert _hashes(again) == _hashes(expected)
+    kept = {path.name for path in Path(url).rglob("bucket=*/*.parquet")} & written
+    assert len(kept) == 2, "only the bucket whose mark was missing is made again"
+    assert not storage.exists(storage.join(url, WORK))
+    build_sequences.run(broken)
+    assert [path.name for path in Path(url, SNAPSHOTS).iterdir()] == ["00000000.json"]
+
+
+def _hashes(store: SequenceStore) -> dict[str, list[str]]:
+    return {
+        bucket: [file["sha256"] for file in bucket_files(entry)] for bucket, entry in store.manifest["buckets"].items()
+    }
+
+
+@pytest.mark.usefixtures("on_threads")
+def test_a_build_killed_right_after_its_snapshot_is_shown_by_the_next(tmp_path: Path, events: pa.Table) -> None:
     write_log(str(tmp_path / "log"), events)
     settings = make_settings(str(tmp_path / "run"), events={"path": str(tmp_path / "log")})
-    build_sequences.run(settings)
-    whole = read_manifest(str(tmp_path / "run/store"))
-    (tmp_path / "run/store/_MANIFEST.json").unlink()
-    (tmp_path / "run/store/_buckets/00000.json").unlink()
-    build_sequences.run(settings)
-    again = read_manifest(str(tmp_path / "run/store"))
-    hashes = [{bucket: file["sha256"] for bucket, file in m["buckets"].items()} for m in (whole, again)]
-    assert hashes[0] == hashes[1]
-    assert whole["buckets"]["1"] == again["buckets"]["1"]
-    assert whole["buckets"]["0"]["name"] != again["buckets"]["0"]["name"]
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_bad_rows_go_to_quarantine_and_are_counted(tmp_path: Path, events: pa.Table) -> None:
-    users = events.column("user_id").to_pylist()
-    users[0], users[1], users[2] = None, " NaN ", ""
-    dirty = events.set_column(events.column_names.index("user_id"), "user_id", pa.array(users, pa.large_string()))
-    write_log(str(tmp_path / "log"), pa.concat_tables([dirty, dirty.slice(10, 5)]))
-    log = {"path": str(tmp_path / "log"), "max_bad_share": 0.5}
-    settings = make_settings(str(tmp_path / "run"), events=log)
     store = build_sequences.run(settings)
-    assert store.manifest["num_quarantined"] == 3
-    assert store.manifest["num_duplicates"] == 5
-    assert store.manifest["num_events"] == events.num_rows - 3
-    quarantine = pq.read_table(tmp_path / "run/store/quarantine")
-    assert quarantine.column("reason").to_pylist() == ["empty_user_id"] * 3
-    assert sorted(quarantine.column("source_row").to_pylist()) == [0, 1, 2]
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_refused_build_may_be_repeated_with_another_share_or_a_mended_log(tmp_path: Path, events: pa.Table) -> None:
-    users = events.column("user_id").to_pylist()
-    dirty = events.set_column(0, "user_id", pa.array([None] * 40 + users[40:], pa.large_string()))
-    write_log(str(tmp_path / "log"), dirty)
-    log = {"path": str(tmp_path / "log"), "max_bad_share": 0.001}
-    with pytest.raises(DataContractError, match=r"more than events\.max_bad_share"):
-        build_sequences.run(make_settings(str(tmp_path / "run"), events=log))
-    assert pq.read_table(tmp_path / "run/store/quarantine").num_rows == 40, "for a person to look at"
-    write_log(str(tmp_path / "log"), events)
-    store = build_sequences.run(make_settings(str(tmp_path / "run"), events=log))
-    assert store.manifest["num_quarantined"] == 0
-    assert not (tmp_path / "run/store/quarantine").exists()
+    storage.delete_file(storage.join(store.url, MANIFEST_NAME))
+    assert build_sequences.run(settings).manifest == store.manifest
+    assert SequenceStore.open(store.url).manifest == store.manifest
 
 
 @pytest.mark.usefixtures("ray_cluster", "s3_endpoint")
-def test_road_with_every_path_on_s3(events: pa.Table) -> None:
+def test_road_with_every_path_on_s3_and_a_store_that_grows_after_training(events: pa.Table) -> None:
     import s3fs
 
     s3fs.S3FileSystem().mkdir("clickformer-test")
@@ -176,4 +181,54 @@ def test_road_with_every_path_on_s3(events: pa.Table) -> None:
     masked = {"objective": {"kind": "masked_item"}, "softmax": sampled}
     base = make_settings("s3://clickformer-test/run", events=log)
     pretraining = base.pretrain.model_dump() | masked
-    run_road(make_settings("s3://clickformer-test/run", events=log, pretrain=pretraining))
+    settings = make_settings("s3://clickformer-test/run", events=log, pretrain=pretraining)
+    before = train(settings)
+
+    last_day = events.slice(events.num_rows - 30)
+    items = pa.array([f"new-{number % 3}" for number in range(30)], pa.large_string())
+    users = pa.array([f"newcomer-{number % 5}" for number in range(30)], pa.large_string())
+    newcomers = last_day.set_column(0, "user_id", users).set_column(1, "item_id", items)
+    assert newcomers.column_names[:2] == events.column_names[:2] == ["user_id", "item_id"]
+    storage.write_parquet("s3://clickformer-test/log/part-late.parquet", newcomers)
+    by_ray = change(settings, "store", rows_per_run=20)
+    grown = append.run(by_ray)
+    assert (grown.num_users, grown.vocabulary.size) == (NUM_USERS + 5, before.vocabulary.size + 3)
+    finish(settings, NUM_USERS + 5)
+    recommended = {item for table in iter_buckets(settings.place("scores")) for row in table["item_ids"].to_pylist()
+                   for item in row}  # fmt: skip
+    assert recommended <= set(before.vocabulary.item_ids.to_pylist()), "the model knows no item that came later"
+    compacted = compact.run(settings)
+    assert all(len(bucket_files(entry)) == 1 for entry in compacted.manifest["buckets"].values())
+    check_forgotten(settings, ["newcomer-0", "newcomer-3"], NUM_USERS + 3)
+    check_conservation(SequenceStore.open(settings.store_url))
+
+
+@pytest.mark.usefixtures("on_threads")
+def test_a_model_of_another_vocabulary_is_refused_and_one_of_its_beginning_is_not(
+    tmp_path: Path, events: pa.Table
+) -> None:
+    storage.write_parquet(str(tmp_path / "run/events/0.parquet"), events.slice(0, 200))
+    settings = make_settings(str(tmp_path / "run"))
+    store = build_sequences.run(settings)
+    storage.write_parquet(str(tmp_path / "run/events/1.parquet"), events.slice(200))
+    grown = append.run(settings)
+    assert grown.vocabulary.size > store.vocabulary.size
+    publish_untrained(settings, store.vocabulary, len(store.actions))
+    assert find_model(settings, grown, "encoder").manifest["vocabulary_size"] == store.vocabulary.size
+    assert store.vocabulary.item_ids.equals(load_model(settings.model_url("encoder")).vocabulary.item_ids)
+    swapped = store.vocabulary.item_ids.take(pa.array([1, 0, *range(2, len(store.vocabulary.item_ids))]))
+    for other in (Vocabulary(swapped), Vocabulary(pa.concat_arrays([grown.vocabulary.item_ids, swapped]))):
+        publish_untrained(settings, other, len(store.actions))
+        with pytest.raises(
+            SettingsError, match=r"was trained on vocabulary \w+, the store \S+ has \w+: train it again"
+        ):
+            score_users.run(settings)
+
+
+def publish_untrained(settings: Settings, vocabulary: Vocabulary, num_actions: int) -> None:
+    """Publish an encoder that has learned nothing, for a vocabulary."""
+    shape: dict[str, Any] = settings.encoder.model_dump()
+    shape |= {"vocabulary_size": vocabulary.size, "num_actions": num_actions + FIRST_INDEX}
+    config = ClickformerConfig(**shape)
+    facts = {"kind": "next_item", "fingerprint": f"of {vocabulary.size}"}
+    save_model(ClickformerEncoder(config), vocabulary, storage.absolute(settings.model_url("encoder")), facts)

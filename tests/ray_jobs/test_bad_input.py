@@ -18,7 +18,7 @@ import yaml
 from data_io.buckets import BucketWriter
 from data_io.schema import TIME_TYPE, store_schema
 from data_io.store import MINUTE_US, write_time_histogram
-from data_io.vocabulary import write_vocabulary
+from data_io.vocabulary import build_vocabulary, write_vocabulary
 from ray_jobs.cli import JOBS, main
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -89,17 +89,13 @@ def write_log(folder: Path, **columns: Any) -> str:
 def publish_store(run_dir: Path) -> None:
     """The store of two users who view three items, a day apart."""
     url = str(run_dir / "store")
-    columns = {"item_index": [[2, 3, 4, 2, 3] * 2] * 2, "action_index": [[2] * 10] * 2, "event_time": [DAYS] * 2}
-    rows = pa.table({"user_id": ["u0", "u1"]} | columns, schema=store_schema("string", ()))
+    lists = {"item_index": [[2, 3, 4, 2, 3] * 2] * 2, "action_index": [[2] * 10] * 2, "event_time": [DAYS] * 2}
+    ends = {"num_events": [10] * 2, "first_event_time": DAYS[:1] * 2, "last_event_time": DAYS[-1:] * 2}
+    rows = pa.table({"user_id": ["u0", "u1"]} | ends | lists, schema=store_schema("string", {}))
     minutes = [int(day.timestamp() * 1e6) // MINUTE_US for day in DAYS]
     write_time_histogram(url, pl.DataFrame({"minute": minutes, "count": [2] * 10}))
-    facts = {
-        "num_buckets": 1,
-        "num_users": 2,
-        "actions": ["view"],
-        "last_minute": minutes[-1],
-        "vocabulary_sha256": write_vocabulary(url, pl.DataFrame({"item_id": ["a", "b", "c"], "count": [8, 8, 4]})),
-    }
+    write_vocabulary(url, build_vocabulary(pl.DataFrame({"item_id": ["a", "b", "c"], "count": [8, 8, 4]}), 1))
+    facts = {"num_buckets": 1, "num_users": 2, "actions": ["view"], "last_minute": minutes[-1]}
     writer = BucketWriter(url=url, fingerprint="store")
     writer.publish([writer.commit(0, 1, rows, {"num_users": 2})], facts)
 

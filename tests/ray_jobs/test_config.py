@@ -75,7 +75,8 @@ def test_an_unknown_setting_gets_a_suggestion() -> None:
 def test_an_unknown_setting_unlike_any_other_is_answered_with_the_known_ones() -> None:
     assert (
         explain_content(store={"zzz": 1})
-        == "unknown setting store.zzz; known here: num_buckets, max_events_per_user, rows_per_run, min_item_count"
+        == "unknown setting store.zzz; known here: num_buckets, max_events_per_user, rows_per_run, min_item_count, "
+        "retain_hours"
     )
 
 

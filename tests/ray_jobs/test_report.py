@@ -40,7 +40,13 @@ def make_outcome() -> dict[str, Any]:
 
 def make_report(**parts: Any) -> dict[str, Any]:
     data = {"num_users": 2_469, "num_events": 90, "num_items": 33, "num_rows": 100, "num_quarantined": 7}
-    data |= {"num_duplicates": 3, "reasons": {"empty_user_id": 7}, "actions": {"<b>buy</b>": 90}}
+    data |= {
+        "num_duplicates": 3,
+        "num_truncated": 0,
+        "num_forgotten": 0,
+        "reasons": {"empty_user_id": 7},
+        "actions": {"<b>buy</b>": 90},
+    }
     report = {
         "verdicts": ["encoder loses to own_history in ndcg_at_10: 0.1 against 0.2"],
         "next_item": make_next_item(),
@@ -77,7 +83,7 @@ def test_the_page_says_what_is_worse(page: str) -> None:
 
 
 def test_rows_add_up_on_the_page(page: str) -> None:
-    assert "100 rows = 90 kept + 7 quarantined + 3 duplicates. Quarantined: empty_user_id 7." in page
+    assert "100 rows = 90 kept + 7 quarantined + 3 duplicates + 0 truncated. Quarantined: empty_user_id 7." in page
 
 
 def test_an_outcome_has_its_section_its_baselines_and_its_plots(page: str) -> None:

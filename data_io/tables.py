@@ -1,0 +1,99 @@
+"""Parquet as we write and read it: page checksums always, dictionaries where they pay.
+
+`data_io.storage` puts what is encoded here. Invariant: a file that is torn or corrupt is never read as if it were not,
+and an object store that does not answer is never taken for a torn file.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_io.schema import DataContractError
+from data_io.urls import read_file
+
+
+def encode_table(table: pa.Table, *, plain: Sequence[str] = ()) -> pa.Buffer:
+    """A Parquet file with page checksums, in memory.
+
+    Args:
+        table: its rows.
+        plain: columns (of values or of lists) whose values hardly repeat: looking for a dictionary takes half the time
+            of writing them.
+    """
+    paths = {field.name: f"{field.name}.list.element" for field in table.schema if _is_list(field.type)}
+    dictionary = [paths.get(name, name) for name in table.column_names if name not in plain]
+    buffer = pa.BufferOutputStream()
+    options: Any = {"use_dictionary": dictionary}  # pyarrow takes a list of columns; its type says bool
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **options)
+    return buffer.getvalue()
+
+
+def encode_row_groups(groups: Sequence[pa.Table]) -> pa.Buffer:
+    """A Parquet file in memory, with a row group for each table that has rows."""
+    buffer = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        buffer, groups[0].schema, compression="snappy", use_dictionary=False, write_page_checksum=True
+    ) as writer:
+        for group in groups:
+            if group.num_rows:
+                writer.write_table(group, row_group_size=group.num_rows)
+    return buffer.getvalue()
+
+
+def _is_list(data_type: pa.DataType) -> bool:
+    return pa.types.is_list(data_type) or pa.types.is_large_list(data_type) or pa.types.is_fixed_size_list(data_type)
+
+
+def read_parquet(url: str, *, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file we wrote, its page checksums verified.
+
+    Raises:
+        DataContractError: the file is missing, torn or corrupt.
+        StorageError: the object store refuses, or does not answer in time.
+    """
+
+    def read(source: pa.NativeFile) -> pa.Table:
+        return pq.ParquetFile(source, page_checksum_verification=True).read(columns=columns)
+
+    with _torn_in_words(url):
+        return read_file(url, read)
+
+
+def read_row_group(url: str, index: int) -> pa.Table:
+    """One row group of a Parquet file we wrote, its page checksums verified.
+
+    Raises:
+        DataContractError: the file is missing, torn or corrupt.
+        StorageError: the object store refuses, or does not answer in time.
+    """
+
+    def read(source: pa.NativeFile) -> pa.Table:
+        footer = _footer(url, source.size())
+        file = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
+        return file.read_row_group(index, use_threads=False)
+
+    with _torn_in_words(url):
+        return read_file(url, read)
+
+
+@lru_cache(maxsize=256)
+def _footer(url: str, num_bytes: int) -> pq.FileMetaData:
+    """A file's footer, kept from one row group to the next; `num_bytes` tells a replaced file from the one before."""
+    assert num_bytes
+    return read_file(url, pq.read_metadata)
+
+
+@contextmanager
+def _torn_in_words(url: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataContractError(
+            f"{url}: is missing; open its output anew if a job has replaced it since, else restore or rebuild it"
+        ) from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataContractError(f"{url}: cannot be read as Parquet ({error}); restore or rebuild it") from error

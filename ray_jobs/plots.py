@@ -1,0 +1,51 @@
+"""Plots as SVG that stands in a page: how a figure is begun, and how it becomes text.
+
+Invariant: equal figures give equal text, and none needs anything from outside.
+"""
+
+import io
+import re
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_INK = "#010203"
+"""Stands for the colour of the page's text until the figure is written."""
+
+mpl.use("svg")
+mpl.rcParams["svg.hashsalt"] = "clickformer"
+
+
+def new_figure() -> tuple[Figure, Axes]:
+    """An empty figure of the size that all have, so that their letters are of one size too."""
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an SVG element."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def to_themed_svg(figure: Figure, label: str) -> str:
+    """The figure as an SVG element without ground, whose axes and letters take the colour of the page's text.
+
+    Args:
+        figure: drawn in colours that can be seen on light and on dark.
+        label: what a screen reader says of it; plain words of ours.
+    """
+    figure.set_size_inches(4.4, 2.8)  # so that letters can be read on a phone, where it is 360 pixels wide
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+        axes.tick_params(which="both", colors=_INK)
+        axes.spines[:].set_color(_INK)
+        for text in (axes.xaxis.label, axes.yaxis.label, axes.xaxis.offsetText, axes.yaxis.offsetText):
+            text.set_color(_INK)
+    svg = re.sub(r'(?s)(?<=<g) id="[^"]*"|<metadata>.*</metadata>', "", to_svg(figure)).replace(_INK, "currentColor")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
