@@ -152,7 +152,7 @@ def test_a_flipped_byte_of_a_page_is_detected(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataContractError, match=r"a\.parquet: is missing; open its output anew .*; restore or rebuild it"):
+    with pytest.raises(DataContractError, match=r"a\.parquet: cannot be read as Parquet .*; restore or rebuild it"):
         storage.read_parquet(str(path))
 
 
