@@ -17,7 +17,7 @@ from data_io.sequences import event_micros, flat_values
 
 EVENT_KEY = "event_key"
 """Hash of an event's own id, in stores of logs that have one: by it repeated events are known."""
-INDEX_COLUMNS = [USER_ID, NUM_EVENTS, FIRST_EVENT_TIME, LAST_EVENT_TIME]
+INDEX_COLUMNS = [USER_ID, NUM_EVENTS, LAST_EVENT_TIME]
 """What is read of a user to know whether new events meet old ones, without reading the events."""
 _RADIX_LIMIT = 1 << 16
 
@@ -54,9 +54,10 @@ def order_of_users(events: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 def _user_ranks(user_ids: pa.ChunkedArray) -> tuple[np.ndarray, int]:
     """[E] the place of each row's user among the different users by id, and how many there are."""
     encoded = user_ids.combine_chunks().dictionary_encode()
-    num_users = len(encoded.dictionary)
+    users, num_users = encoded.dictionary, len(encoded.dictionary)
     rank = np.empty(num_users, np.int64)
-    rank[pl.Series(encoded.dictionary).arg_sort().to_numpy()] = np.arange(num_users)
+    by_id = np.argsort(users.to_numpy()) if pa.types.is_integer(users.type) else pl.Series(users).arg_sort().to_numpy()
+    rank[by_id] = np.arange(num_users)
     return rank[encoded.indices.to_numpy()], num_users
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -128,6 +129,9 @@ def test_a_killed_training_goes_on_in_the_middle_of_an_epoch_to_the_same_weights
 
 def _publish_untrained(settings: Settings, store: SequenceStore) -> None:
     torch.manual_seed(0)
-    config = settings.encoder.model_dump() | {"vocabulary_size": store.vocabulary.size, "num_actions": 10}
+    config: dict[str, Any] = settings.encoder.model_dump() | {
+        "vocabulary_size": store.vocabulary.size,
+        "num_actions": 10,
+    }
     facts = {"kind": "next_item", "fingerprint": "f"}
     save_model(ClickformerEncoder(ClickformerConfig(**config)), store.vocabulary, settings.place("encoder"), facts)
