@@ -7,7 +7,6 @@ store holds what an undisturbed job leaves, to the event, and no file that nothi
 import re
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -19,23 +18,14 @@ from data_io.store import SequenceStore
 from ray_jobs import append, build_sequences, compact, forget
 from ray_jobs.config import Settings
 from tests.integration.stores import files_with
-from tests.store_jobs import Trap, joined_cluster, run_job, watch_tasks
+from tests.store_jobs import Trap, run_job, watch_tasks
 from tests.undisturbed import FORGOTTEN, Stores, check_finished, content_of
+
+pytestmark = pytest.mark.usefixtures("joined")
 
 JOBS = {"build_sequences": build_sequences, "append": append, "compact": compact, "forget": forget}
 ON_THREADS, IN_TASKS = 100_000, 100
 """Rows of a run: an append of fewer is done on threads of the driver, one of more in tasks."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(ray_cluster: None) -> Iterator[None]:
-    with joined_cluster():
-        yield
-
-
-@pytest.fixture(scope="module")
-def stores(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Stores:
-    return Stores.made_in(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +70,16 @@ def finish(job: str, settings: Settings, stores: Stores) -> None:
     """Run the same command, undisturbed this time; then nothing tells that there was a kill."""
     JOBS[job].run(settings)
     check_finished(settings.store_url, stores.around(job)[1])
+
+
+@pytest.mark.xfail(
+    strict=True, reason="marks of buckets do not say how the log was cut into runs, on which counts depend"
+)
+@pytest.mark.parametrize("job", ["build_sequences", "append"])
+def test_a_job_that_was_killed_goes_on_with_larger_runs(job: str, stores: Stores, tmp_path: Path) -> None:
+    settings = stores.begin(job, tmp_path / "run", IN_TASKS)
+    kill(job, settings, tmp_path, at("_work/.*/buckets/", "after", number=5))
+    finish(job, stores.settings(tmp_path / "run", job, ON_THREADS), stores)
 
 
 RUNS = (
@@ -136,14 +136,17 @@ NOT_TIDIED = pytest.mark.xfail(
 )
 
 
-def publishing(job: str) -> list[ParameterSet]:
-    tidy = [pytest.param(job, trap, id=f"{job} {named(trap)}") for trap in BEFORE_PUBLISHING]
-    return tidy + [pytest.param(job, trap, id=f"{job} {named(trap)}", marks=NOT_TIDIED) for trap in PUBLISHED]
+def publishing(job: str, traps: tuple[Trap, ...], *marks: pytest.MarkDecorator) -> list[ParameterSet]:
+    return [pytest.param(job, trap, id=f"{job} {named(trap)}", marks=marks) for trap in traps]
 
 
 @pytest.mark.parametrize(
     ("job", "trap"),
-    [*publishing("build_sequences"), *(("compact", trap) for trap in (BEFORE_PUBLISHING[-1], *PUBLISHED))],
+    [
+        *publishing("build_sequences", BEFORE_PUBLISHING),
+        *publishing("build_sequences", PUBLISHED, NOT_TIDIED),
+        *publishing("compact", BEFORE_PUBLISHING[2:] + PUBLISHED),
+    ],
 )
 def test_a_job_whose_driver_is_killed_while_it_publishes(
     job: str, trap: Trap, stores: Stores, nearly_done: dict[str, Path], tmp_path: Path
@@ -169,7 +172,7 @@ ON_THE_WAY = (
 
 @pytest.mark.parametrize(
     ("job", "trap"),
-    [pytest.param("append", trap, id=named(trap)) for trap in ON_THE_WAY] + publishing("append"),
+    publishing("append", ON_THE_WAY + BEFORE_PUBLISHING) + publishing("append", PUBLISHED, NOT_TIDIED),
 )
 def test_an_append_on_threads_that_is_killed(job: str, trap: Trap, stores: Stores, tmp_path: Path) -> None:
     settings = stores.begin(job, tmp_path / "run", ON_THREADS)
@@ -215,9 +218,9 @@ def test_an_erasure_after_an_append_that_was_killed(trap: Trap, stores: Stores, 
     assert content_of(settings.store_url).equals(stores.outcomes["forget"].content)
 
 
-@pytest.mark.parametrize(("job", "every"), [("build_sequences", 1), ("append", 3)])
+@pytest.mark.parametrize(("job", "first"), [("build_sequences", 0), ("append", 1)])
 def test_workers_killed_wherever_they_are_are_replaced(
-    job: str, every: int, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: str, first: int, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = stores.begin(job, tmp_path / "run", IN_TASKS)
     points: list[tuple[str, Literal["before", "after"]]] = [
@@ -235,7 +238,7 @@ def test_workers_killed_wherever_they_are_are_replaced(
     here = re.escape(settings.store_url)
     traps = [
         Trap(url=f"{here}.*{url}", moment=moment, in_task=True, marker=str(tmp_path / f"sprung-{number}"))
-        for number, (url, moment) in enumerate(points[::every])
+        for number, (url, moment) in enumerate(points[first::2])
     ]
     watch_tasks(traps, monkeypatch.setattr)
     finish(job, settings, stores)

@@ -1,6 +1,5 @@
 """Users who are far larger than the rest (T17): memory stays where it is, and the newest events are the right ones."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +12,15 @@ import pytest
 from data_io.store import SequenceStore
 from ray_jobs import build_sequences
 from ray_jobs.config import Settings
-from tests.store_jobs import joined_cluster, start_job
+from tests.store_jobs import start_job
 from tests.undisturbed import content_of
+
+pytestmark = pytest.mark.usefixtures("joined")
 
 GIANT = 7
 """The user who is large."""
 NUM_FILES, ROWS_PER_FILE = 12, 100_000
 SECONDS = 30 * 86_400
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(ray_cluster: None) -> Iterator[None]:
-    with joined_cluster():
-        yield
 
 
 def write_log(folder: Path, num_files: int, rows_per_file: int, giant_share: float, num_users: int) -> None:

@@ -23,22 +23,13 @@ from ray_jobs import append, build_sequences, compact
 from ray_jobs.cli import find_expected
 from ray_jobs.config import Settings
 from tests.s3_faults import FaultyS3
-from tests.store_jobs import joined_cluster, run_job
+from tests.store_jobs import run_job
 from tests.undisturbed import Stores, check_finished, check_outcome, tree_of
+
+pytestmark = pytest.mark.usefixtures("joined")
 
 ON_THREADS, IN_TASKS = 100_000, 100
 BUCKET = "clickformer-stores"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(ray_cluster: None) -> Iterator[None]:
-    with joined_cluster():
-        yield
-
-
-@pytest.fixture(scope="module")
-def stores(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Stores:
-    return Stores.made_in(tmp_path_factory.mktemp("undisturbed"))
 
 
 def with_log(settings: Settings, url: str) -> Settings:

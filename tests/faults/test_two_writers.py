@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,22 +16,13 @@ from data_io import storage
 from data_io.store import SequenceStore
 from ray_jobs import compact
 from ray_jobs.config import Settings
-from tests.store_jobs import Job, Trap, joined_cluster, run_job, start_job, wait_until
+from tests.store_jobs import Job, Trap, run_job, start_job, wait_until
 from tests.undisturbed import Stores, check_finished, check_outcome, stray_files, tree_of
+
+pytestmark = pytest.mark.usefixtures("joined")
 
 ON_THREADS = 100_000
 SHORT_LEASE_S = 0.5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(ray_cluster: None) -> Iterator[None]:
-    with joined_cluster():
-        yield
-
-
-@pytest.fixture(scope="module")
-def stores(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Stores:
-    return Stores.made_in(tmp_path_factory.mktemp("undisturbed"))
 
 
 def stop_at(url: str, moment: Literal["before", "after"], function: str = "write_bytes") -> Trap:
