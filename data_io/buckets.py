@@ -105,6 +105,13 @@ class BucketWriter:
     fingerprint: str
     plain: tuple[str, ...] = ()
     """Columns whose values hardly repeat (see `storage.write_parquet`)."""
+    way: str = ""
+    """What the output does not depend on but the marks do, such as how the input was cut: marks of another way are not
+    taken up."""
+
+    @property
+    def _marks_url(self) -> str:
+        return storage.join(self.work_url, f"{BUCKET_MARKS}{self.way}")
 
     @property
     def work_url(self) -> str:
@@ -128,7 +135,7 @@ class BucketWriter:
             DataContractError: the folder holds buckets made with other settings or from other input.
         """
         self.check_alone()
-        marks = (storage.read_json(url) for url in storage.list_files(storage.join(self.work_url, BUCKET_MARKS)))
+        marks = (storage.read_json(url) for url in storage.list_files(self._marks_url))
         found = {mark["bucket"]: mark for mark in marks}
         for mark in found.values():
             if mark["num_buckets"] != num_buckets:
@@ -153,7 +160,7 @@ class BucketWriter:
         file = asdict(written) | {"name": f"{name}/{written.name}"}
         mark = {"bucket": bucket, "num_buckets": num_buckets, "file": file} | facts
         if remember:
-            storage.write_json(storage.join(self.work_url, BUCKET_MARKS, f"{bucket:05d}.json"), mark)
+            storage.write_json(storage.join(self._marks_url, f"{bucket:05d}.json"), mark)
         return mark
 
     def publish(self, marks: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:

@@ -87,10 +87,14 @@ def write_lease(url: str, job: str, lease_s: float = LEASE_S) -> Iterator[Lease]
     thread.start()
     try:
         yield lease
+    except Exception:
+        lease.check()  # whatever failed after another writer took over failed because of that
+        raise
     finally:
         lease._ended.set()
         thread.join()
-        lease.end()
+        with suppress(OSError, storage.StorageError):  # what the block raised says more; the lease ends by itself
+            lease.end()
 
 
 def _take(url: str, job: str, lease_s: float) -> Lease:

@@ -96,10 +96,13 @@ def remove_unnamed(url: str, named_by: dict[str, Any], folders: tuple[str, ...],
         folders: beginnings of the names of files that manifests name; others are left alone.
         retain_hours: how long a reader may go on with what it opened.
     """
+    numbers = _numbers(url)
+    if numbers and numbers[-1] != named_by.get("snapshot"):
+        return 0  # a writer that overtook this one has published since
     keep = file_names(named_by)
     until = datetime.now(UTC) - timedelta(hours=retain_hours)
     following = named_by
-    for number in reversed(_numbers(url)):
+    for number in reversed(numbers):
         if number == named_by.get("snapshot"):
             continue
         manifest = _read(url, number)

@@ -21,7 +21,7 @@ from data_io.schema import USER_ID
 from data_io.snapshots import published_manifest
 from data_io.store import SequenceStore
 from ray_jobs.config import Settings
-from ray_jobs.ingest import ingest_log, plan_ingest, refused_note
+from ray_jobs.ingest import ingest_log, plan_ingest, refused_note, tidy
 from ray_jobs.ingest_tasks import PLAIN_COLUMNS, Ingest
 from ray_jobs.progress import say
 from ray_jobs.side_ingest import SideSources, scan_sides
@@ -44,6 +44,7 @@ def run(settings: Settings) -> SequenceStore:
         )
         if not log.fragments:
             say(f"append: {url} has every event of {settings.events_url}{refused_note(log)}")
+            tidy(store, settings)
             return store
         say(f"append: {log.num_rows:,} rows in {len(log.inputs):,} new files{refused_note(log)}")
         sides = scan_sides(settings, log.kinds)
@@ -90,7 +91,8 @@ def raw_kinds(store: SequenceStore) -> dict[str, str]:
 
 def _plan(settings: Settings, log: EventLog, sides: SideSources, store: SequenceStore) -> Ingest:
     used = {"before": store.fingerprint, "events": settings.events.model_dump(), "inputs": log.inputs}
-    writer = BucketWriter(url=store.url, fingerprint=fingerprint(used | sides.describe(settings)), plain=PLAIN_COLUMNS)
+    mark = fingerprint(used | sides.describe(settings))
+    writer = BucketWriter(url=store.url, fingerprint=mark, plain=PLAIN_COLUMNS, way=f"-{settings.store.rows_per_run}")
     return plan_ingest("append", settings, log, writer, store.num_buckets, store)
 
 

@@ -4,15 +4,22 @@ A block of Ray Data costs some 30 ms whatever is in it, so short tasks share blo
 """
 
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
+import ray.data
 
 from cluster.config import ClusterSettings
 from cluster.session import num_scorers, uses_gpu
+from data_io import storage
+from data_io.config import SettingsError
+from data_io.schema import DataContractError
 
+_RESULT = "result"
+_EXPECTED = (DataContractError, SettingsError, storage.OutOfDiskError, storage.StorageError)
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -35,7 +42,8 @@ def map_rows(
     if here:
         return map_on_threads(rows, function)
     blocks = min(len(rows), _BLOCKS_PER_CORE * int(ray.cluster_resources().get("CPU", 1)))
-    return iter(ray.data.from_items(rows, override_num_blocks=blocks).map(function).iter_rows())
+    mapped = ray.data.from_items(rows, override_num_blocks=blocks).map(lambda row: _guarded(function, row))
+    return _results(mapped)
 
 
 def map_on_threads(values: Iterable[In], function: Callable[[In], Out]) -> Iterator[Out]:
@@ -68,10 +76,36 @@ def map_buckets_in_actors(
         return iter(())
     rows = [{"bucket": bucket} for bucket in buckets]
     mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        worker,
-        fn_constructor_args=(run,),
+        cast(Callable[..., Any], _GuardedWorker),
+        fn_constructor_args=(worker, run),
         concurrency=min(num_scorers(cluster), len(buckets)),
         num_cpus=1,
         num_gpus=1 if uses_gpu(cluster) else 0,
     )
-    return iter(mapped.iter_rows())
+    return _results(mapped)
+
+
+def _guarded(function: Callable[[dict[str, Any]], dict[str, Any]], row: dict[str, Any]) -> dict[str, bytes]:
+    """What a function makes of a row, or the error it expects: Ray Data would not hand its cause to the driver."""
+    try:
+        return {_RESULT: pickle.dumps(function(row))}
+    except _EXPECTED as error:
+        return {_RESULT: pickle.dumps(error)}
+
+
+class _GuardedWorker:
+    """A worker of `map_buckets_in_actors` whose expected errors reach the driver as they are."""
+
+    def __init__(self, worker: Callable[..., Any], run: object) -> None:
+        self.worker = worker(run)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
+        return _guarded(self.worker, row)
+
+
+def _results(mapped: ray.data.Dataset) -> Iterator[Any]:
+    for row in mapped.iter_rows():
+        result = pickle.loads(row[_RESULT])
+        if isinstance(result, Exception):
+            raise result
+        yield result

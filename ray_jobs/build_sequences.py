@@ -18,7 +18,7 @@ from data_io.schema import DataContractError
 from data_io.snapshots import MANIFEST_NAME, published_manifest
 from data_io.store import SequenceStore
 from ray_jobs.config import Settings
-from ray_jobs.ingest import ingest_log, plan_ingest, refused_note
+from ray_jobs.ingest import ingest_log, plan_ingest, refused_note, tidy
 from ray_jobs.ingest_tasks import PLAIN_COLUMNS, Ingest
 from ray_jobs.progress import say
 from ray_jobs.side_ingest import SideSources, scan_sides
@@ -33,10 +33,14 @@ def run(settings: Settings) -> SequenceStore:
     sides = scan_sides(settings, log.kinds)
     ingest = _plan(settings, log, sides, url)
     if store := _find_built(url, ingest.writer.fingerprint):
+        if storage.exists(ingest.writer.work_url):  # of a build that was killed right after it had published
+            with write_lease(url, "build_sequences"):
+                tidy(store, settings)
         return store
     with write_lease(url, "build_sequences") as lease:
-        if published_manifest(url):  # by a job that was killed right after it
-            return run(settings)
+        if published_manifest(url) and (store := _find_built(url, ingest.writer.fingerprint)):
+            tidy(store, settings)  # it was built by a job that was killed right after it had published
+            return store
         ingest.writer.committed(ingest.num_buckets)
         say(f"build_sequences: {log.num_rows:,} rows in {len(log.inputs):,} files{refused_note(log)}")
         with ray_session(settings.cluster):
@@ -71,7 +75,8 @@ def derive_num_buckets(num_rows: int) -> int:
 
 def _plan(settings: Settings, log: EventLog, sides: SideSources, url: str) -> Ingest:
     num_buckets = settings.store.num_buckets or derive_num_buckets(log.num_rows)
-    writer = BucketWriter(url=url, fingerprint=_fingerprint(settings, log, sides, num_buckets), plain=PLAIN_COLUMNS)
+    mark = _fingerprint(settings, log, sides, num_buckets)
+    writer = BucketWriter(url=url, fingerprint=mark, plain=PLAIN_COLUMNS, way=f"-{settings.store.rows_per_run}")
     return plan_ingest("build_sequences", settings, log, writer, num_buckets, None)
 
 

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from data_io import storage
-from data_io.buckets import BucketWriter
+from data_io.buckets import WORK, BucketWriter
 from data_io.events import latest_time
 from data_io.lease import Lease
 from data_io.privacy import TOMBSTONES_NAME, PseudonymKey, Tombstones
@@ -89,14 +89,25 @@ def ingest_log(ingest: Ingest, log: EventLog, sides: SideSources, settings: Sett
     lease.check()
     manifest = publish_manifest(ingest.writer.url, content, after=base.manifest if base else None)
     store = SequenceStore(ingest.writer.url, manifest)
-    show_report(store, with_page=not ingest.is_small)
-    remove_unnamed(store.url, manifest, STORE_FOLDERS, settings.store.retain_hours)
-    ingest.writer.delete_work()
+    finish(store, settings, with_page=not ingest.is_small)
     say(f"{ingest.job}: {describe(batch)}")
     for finding in report["findings"][:_FINDINGS_SAID]:
         say(f"{ingest.job}: {finding['text']}")
     say(f"{ingest.job}: quality report in {store.url}/{QUALITY_REPORT_NAME if ingest.is_small else QUALITY_PAGE_NAME}")
     return store
+
+
+def finish(store: SequenceStore, settings: Settings, *, with_page: bool) -> None:
+    """Show the report of a snapshot just published, and remove what it leaves behind."""
+    show_report(store, with_page=with_page)
+    remove_unnamed(store.url, store.manifest, STORE_FOLDERS, settings.store.retain_hours)
+    storage.delete_folder(storage.join(store.url, WORK))
+
+
+def tidy(store: SequenceStore, settings: Settings) -> None:
+    """Do what a job that was killed right after it had published did not; only for whoever holds the lease."""
+    if storage.list_folders(storage.join(store.url, WORK)):
+        finish(store, settings, with_page=True)
 
 
 def plan_ingest(

@@ -89,7 +89,7 @@ def test_a_killed_build_goes_on_and_equals_the_undisturbed_one(tmp_path: Path, l
     whole, broken = (make_settings(tmp_path / name, log) for name in ("whole", "broken"))
     build_sequences.run(whole)
     work = tmp_path / "broken/store/_work"
-    kill_when("build_sequences", broken, tmp_path, lambda: any(work.glob("*/buckets/*.json")))
+    kill_when("build_sequences", broken, tmp_path, lambda: any(work.glob("*/buckets*/*.json")))
     store = build_sequences.run(broken)
     assert rows_of(store.url) == rows_of(str(tmp_path / "whole/store"))
     assert not work.exists()
@@ -103,7 +103,7 @@ def test_a_killed_scoring_job_goes_on_and_scores_each_user_once(tmp_path: Path, 
         _publish_untrained(settings, store)
     score_users.run(whole)
     scores = tmp_path / "broken/scores"
-    kill_when("score_users", broken, tmp_path, lambda: any((scores / "_work").glob("*/buckets/*.json")))
+    kill_when("score_users", broken, tmp_path, lambda: any((scores / "_work").glob("*/buckets*/*.json")))
     assert not (scores / "_MANIFEST.json").exists(), "readers see nothing of a part"
     score_users.run(broken)
     expected = rows_of(str(tmp_path / "whole/scores"))

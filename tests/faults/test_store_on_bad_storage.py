@@ -64,13 +64,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-WRAPPED = pytest.mark.xfail(
-    strict=True, reason="Ray Data wraps what a task raises, and the wrapper loses its cause on the way to the driver"
-)
-
-
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("job", [pytest.param("build_sequences", marks=WRAPPED), "append"])
+@pytest.mark.parametrize("job", [pytest.param("build_sequences"), "append"])
 def test_a_file_of_the_log_that_changes_while_the_job_runs(
     job: str, damage: str, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

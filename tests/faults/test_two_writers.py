@@ -138,13 +138,10 @@ def overtake(moment: Trap, overtaker: str, settings: Settings, folder: Path) -> 
     return writer.go_on(), writer.said
 
 
-MISTAKEN = pytest.mark.xfail(
-    strict=True, reason="a writer whose work was cleared away under it blames the files, not the lease it lost"
-)
 ASLEEP = [
-    pytest.param(stop_at("/run=", "before"), id="before a run", marks=MISTAKEN),
-    pytest.param(stop_at("/marks/", "before"), id="between run and mark", marks=MISTAKEN),
-    pytest.param(stop_at("/bucket=", "before"), id="among parts", marks=MISTAKEN),
+    pytest.param(stop_at("/run=", "before"), id="before a run"),
+    pytest.param(stop_at("/marks/", "before"), id="between run and mark"),
+    pytest.param(stop_at("/bucket=", "before"), id="among parts"),
     pytest.param(stop_at("tables/", "before"), id="before the tables"),
     pytest.param(stop_at("_snapshots/", "before", "create_bytes"), id="before the snapshot"),
 ]
@@ -168,17 +165,12 @@ def test_what_an_overtaken_writer_leaves_goes_with_the_next_job(stores: Stores, 
     check_finished(settings.store_url, stores.outcomes["compact"])
 
 
-UNDONE = pytest.mark.xfail(
-    strict=True, reason="a writer that sleeps before it tidies removes the snapshot that followed its own"
-)
-
-
 @pytest.mark.parametrize(
     ("moment", "retain_hours"),
     [
         pytest.param(stop_at("_snapshots/", "after", "create_bytes"), 24, id="before readers see it"),
         pytest.param(stop_at("quality_report.json", "after"), 24, id="before it tidies"),
-        pytest.param(stop_at("quality_report.json", "after"), 0, id="before it tidies at once", marks=UNDONE),
+        pytest.param(stop_at("quality_report.json", "after"), 0, id="before it tidies at once"),
     ],
 )
 def test_a_writer_that_fell_asleep_while_it_published_undoes_nothing(
