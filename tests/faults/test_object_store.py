@@ -130,7 +130,7 @@ def test_an_object_that_went_after_it_was_listed_is_not_found_at_once(folder: st
     assert len(faults.requests) == 1
     with (
         faulty_s3(kinds=("404",), methods=("GET",)) as faults,
-        pytest.raises(DataContractError, match="cannot be read as Parquet"),
+        pytest.raises(DataContractError, match="is missing; open its output anew"),
     ):
         read_table(folder)
     assert len(faults.requests) == 1
