@@ -143,7 +143,7 @@ def test_a_build_killed_between_buckets_is_finished_and_equal(tmp_path: Path, ev
     url = str(tmp_path / "broken/store")
     assert not storage.exists(storage.join(url, MANIFEST_NAME)), "readers see nothing of a part"
     (work,) = storage.list_folders(storage.join(url, WORK))
-    storage.delete_file(storage.join(url, WORK, work, "buckets/00000.json"))
+    storage.delete_file(storage.join(url, WORK, work, f"buckets-{broken.store.rows_per_run}/00000.json"))
     written = {path.name for path in Path(url).rglob("bucket=*/*.parquet")}
     again = build_sequences.run(broken)
     assert _hashes(again) == _hashes(expected)
