@@ -84,8 +84,9 @@ def _other_outputs(place: str) -> list[str]:
     found = [storage.join(place, "scores"), *(storage.join(results, name) for name in names)]
     published = [url for url in found if storage.exists(storage.join(url, MANIFEST_NAME))]
     for url in found:
-        if url not in published:
-            storage.delete_folder(url)  # nobody reads it, and the job that was killed begins anew
+        if url not in published and storage.exists(url):
+            with write_lease(url, "forget"):  # a job that is at it is let finish; one that was killed begins anew
+                storage.delete_folder(url)
     return published
 
 
