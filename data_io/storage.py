@@ -23,7 +23,7 @@ from data_io import local_disk, object_store
 from data_io.local_disk import OutOfDiskError
 from data_io.object_store import S3_SCHEME, StorageError, explained
 from data_io.schema import DataContractError
-from data_io.tables import encode_row_groups, encode_table, read_parquet, read_row_group
+from data_io.tables import encode_table, read_parquet
 from data_io.urls import Location, absolute, is_remote, join, locate, read_file
 
 # What callers find here although it is made elsewhere.
@@ -38,7 +38,6 @@ __all__ = [
     "locate",
     "read_file",
     "read_parquet",
-    "read_row_group",
 ]
 
 _COPY_THREADS = 8
@@ -218,11 +217,6 @@ def read_json(url: str) -> dict[str, Any]:
 def write_parquet(url: str, table: pa.Table, *, plain: Sequence[str] = ()) -> WrittenFile:
     """Put a Parquet file with page checksums in one atomic step, and say what was written; see `encode_table`."""
     return _put(url, encode_table(table, plain=plain), table.num_rows)
-
-
-def write_row_groups(url: str, groups: list[pa.Table]) -> WrittenFile:
-    """Put a Parquet file with a row group for each table that has rows, in one atomic step."""
-    return _put(url, encode_row_groups(groups), sum(group.num_rows for group in groups))
 
 
 def _put(url: str, content: pa.Buffer, num_rows: int) -> WrittenFile:

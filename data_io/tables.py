@@ -6,7 +6,6 @@ and an object store that does not answer is never taken for a torn file.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -32,18 +31,6 @@ def encode_table(table: pa.Table, *, plain: Sequence[str] = ()) -> pa.Buffer:
     return buffer.getvalue()
 
 
-def encode_row_groups(groups: Sequence[pa.Table]) -> pa.Buffer:
-    """A Parquet file in memory, with a row group for each table that has rows."""
-    buffer = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        buffer, groups[0].schema, compression="snappy", use_dictionary=False, write_page_checksum=True
-    ) as writer:
-        for group in groups:
-            if group.num_rows:
-                writer.write_table(group, row_group_size=group.num_rows)
-    return buffer.getvalue()
-
-
 def _is_list(data_type: pa.DataType) -> bool:
     return pa.types.is_list(data_type) or pa.types.is_large_list(data_type) or pa.types.is_fixed_size_list(data_type)
 
@@ -61,30 +48,6 @@ def read_parquet(url: str, *, columns: list[str] | None = None) -> pa.Table:
 
     with _torn_in_words(url):
         return read_file(url, read)
-
-
-def read_row_group(url: str, index: int) -> pa.Table:
-    """One row group of a Parquet file we wrote, its page checksums verified.
-
-    Raises:
-        DataContractError: the file is missing, torn or corrupt.
-        StorageError: the object store refuses, or does not answer in time.
-    """
-
-    def read(source: pa.NativeFile) -> pa.Table:
-        footer = _footer(url, source.size())
-        file = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
-        return file.read_row_group(index, use_threads=False)
-
-    with _torn_in_words(url):
-        return read_file(url, read)
-
-
-@lru_cache(maxsize=256)
-def _footer(url: str, num_bytes: int) -> pq.FileMetaData:
-    """A file's footer, kept from one row group to the next; `num_bytes` tells a replaced file from the one before."""
-    assert num_bytes
-    return read_file(url, pq.read_metadata)
 
 
 @contextmanager

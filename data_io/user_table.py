@@ -61,7 +61,7 @@ class UserRows:
 
     @property
     def groups(self) -> list[pa.Table]:
-        """The rows of each bucket, as `storage.write_row_groups` takes them."""
+        """The rows of each bucket, as `runs.write_pieces` takes them."""
         ends = np.cumsum(self.bucket_rows)
         return [self.rows.slice(int(end - rows), int(rows)) for end, rows in zip(ends, self.bucket_rows, strict=True)]
 

@@ -128,8 +128,6 @@ def test_parquet_comes_back(folder: str) -> None:
     table = pa.table({"number": list(range(1_000))})
     storage.write_parquet(storage.join(folder, "a.parquet"), table)
     assert storage.read_parquet(storage.join(folder, "a.parquet")).equals(table)
-    storage.write_row_groups(storage.join(folder, "b.parquet"), [table, table])
-    assert storage.read_row_group(storage.join(folder, "b.parquet"), 1).equals(table)
 
 
 def test_what_is_not_there_is_not_found(folder: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from data_io import storage
 from data_io.buckets import bucket_of
 from data_io.config import SettingsError, UserSettings
+from data_io.runs import read_pieces, write_pieces
 from data_io.schema import DataContractError
 from data_io.side_rows import JoinFacts, count_reasons, read_side_rows
 from data_io.side_tables import SideTable
@@ -42,21 +42,20 @@ def make_users(*ids: Any, **columns: Any) -> pa.Table:
 
 
 def join_all(source: SideTable, users: list[pa.Array], options: UserSettings) -> tuple[list[pa.Table], dict[str, Any]]:
-    """The whole way: each part to a file with a row group per bucket, then each bucket from all parts."""
+    """The whole way: each part to a file with a piece per bucket, then each bucket from all parts."""
     num_buckets, reasons, files = len(users), Counter[str](), []
     for part in source.parts:
         rows = read_side_rows(part, source.contract)
         reasons += count_reasons(rows.bad)
         buckets = bucket_user_rows(rows.good, num_buckets)
         url = f"{part.file}-{part.row_group}.buckets"
-        storage.write_row_groups(url, buckets.groups)
-        files.append((url, buckets.bucket_rows))
+        write_pieces(url, buckets.groups)
+        files.append(url)
     tables, facts = [], []
     for bucket, ids in enumerate(users):
         found = [source.contract.schema.empty_table()]
-        for url, counts in files:
-            if counts[bucket]:
-                found.append(storage.read_row_group(url, int(np.count_nonzero(counts[:bucket]))))
+        for url in files:
+            found += [piece for piece in read_pieces(url, bucket, bucket + 1) if piece is not None]
         table, joined = join_users(ids, pa.concat_tables(found), options)
         tables.append(table)
         facts.append(joined)
