@@ -6,8 +6,9 @@ keeps its place in its file. Ids are compared byte by byte: no Unicode normalisa
 "nan", stand for no id. Invariant: rows read = rows kept + rows quarantined.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -44,6 +45,7 @@ _QUERY_TIMES = 10
 """How many times the bytes of an id a query may have."""
 _END_OF_TIME = (2**63 - 1) // 1_000_000 * 1_000_000
 """The last second that 64 bits of microseconds hold: what lies in it or beyond can only be of another unit."""
+_CODES = pa.dictionary(pa.int32(), pa.large_string())
 _UNIT_FACTORS = (1_000, 1_000_000)
 _EPOCH = datetime(1970, 1, 1)
 _UNIT_TELLS_FROM = 365 * 86_400 * 1_000_000
@@ -53,7 +55,9 @@ _UNIT_TELLS_FROM = 365 * 86_400 * 1_000_000
 def read_fragment(fragment: Fragment, log_kinds: Mapping[str, str], settings: EventSettings) -> pa.Table:
     """Rows of a fragment under contract names and canonical types; page checksums are verified where the log has them.
 
-    Numbers that are not finite become null: neither NaN nor an infinity is a value.
+    Numbers that are not finite become null: neither NaN nor an infinity is a value. Actions, of which there are few,
+    are read as dictionary codes: spelling one out for every row, and encoding it again, would take a fifth of the time
+    of a run.
 
     Args:
         fragment: of `scan_log`.
@@ -67,7 +71,7 @@ def read_fragment(fragment: Fragment, log_kinds: Mapping[str, str], settings: Ev
     place = f"{fragment.file}, row group {fragment.row_group}"
     names = {column: settings.columns.get(column, column) for column in log_kinds}
     try:
-        table = _read_row_group(fragment, place, set(names.values()))
+        table = _read_row_group(fragment, place, set(names.values()), names[ACTION])
         columns = {
             column: _canonical(table, column, name, log_kinds[column], settings) for column, name in names.items()
         }
@@ -78,12 +82,18 @@ def read_fragment(fragment: Fragment, log_kinds: Mapping[str, str], settings: Ev
     return pa.table(columns)
 
 
-def _read_row_group(fragment: Fragment, place: str, names: set[str]) -> pa.Table:
+def _read_row_group(fragment: Fragment, place: str, names: set[str], action: str) -> pa.Table:
     def read(source: pa.NativeFile) -> pa.Table:
         _check_unchanged(place, "bytes", fragment.file_bytes, source.size())
         # Old timestamps (INT96) would be read as nanoseconds, in which the year 2608 wraps round to 2023.
-        file = pq.ParquetFile(source, page_checksum_verification=True, coerce_int96_timestamp_unit="us")
-        footer = file.metadata
+        footer = pq.read_metadata(source)
+        file = pq.ParquetFile(
+            source,
+            metadata=footer,
+            page_checksum_verification=True,
+            coerce_int96_timestamp_unit="us",
+            read_dictionary=[action] if action in footer.schema.names else None,
+        )
         found = footer.row_group(fragment.row_group).num_rows if fragment.row_group < footer.num_row_groups else 0
         _check_unchanged(place, "rows", fragment.num_rows, found)
         table = file.read_row_group(fragment.row_group, columns=sorted(names & set(file.schema_arrow.names)))
@@ -105,8 +115,10 @@ def _canonical(
     table: pa.Table, column: str, name: str, kind: str, settings: EventSettings
 ) -> pa.ChunkedArray | pa.Array:
     if column == ACTION and name not in table.column_names and settings.default_action:
-        return pa.repeat(pa.scalar(settings.default_action, pa.large_string()), table.num_rows)
+        return pa.repeat(pa.scalar(settings.default_action, pa.large_string()), table.num_rows).dictionary_encode()
     values = table.column(name)
+    if column == ACTION:
+        return _encoded(values)
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     declared = settings.features.get(column)
@@ -116,6 +128,22 @@ def _canonical(
     if pa.types.is_floating(target):
         return _finite(values.cast(target, safe=False))
     return values.cast(target)
+
+
+def _encoded(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts of any kind as codes of one dictionary of large strings, in which each different text stands once."""
+    texts = texts.unify_dictionaries()
+    if not all(pa.types.is_dictionary(chunk.type) and _is_distinct(chunk.dictionary) for chunk in texts.chunks):
+        return texts.cast(pa.large_string()).dictionary_encode()
+    chunks = [
+        pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), chunk.dictionary.cast(pa.large_string()))
+        for chunk in texts.chunks
+    ]
+    return pa.chunked_array(chunks, _CODES)
+
+
+def _is_distinct(texts: pa.Array) -> bool:
+    return len(texts.unique()) == len(texts)
 
 
 def _to_micros(times: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
@@ -152,16 +180,30 @@ def part_events(events: pa.Table, settings: EventSettings, latest: datetime) -> 
     """
     events, invalid = _without_invalid_text(events)
     frame = pl.DataFrame(pl.from_arrow(events))
-    empty = {name: _is_empty(frame, name) for name in (USER_ID, ITEM_ID, ACTION, EVENT_ID) if name in frame.columns}
+    actions = _names_of(events.column(ACTION))
+    empty = {name: _is_empty(frame, name) for name in (USER_ID, ITEM_ID, EVENT_ID) if name in frame.columns}
     faults = {} if invalid is None else {"invalid_utf8": pl.lit(invalid)}
-    faults |= _faults(frame, empty, settings, latest)
+    faults |= _faults(frame, actions, empty, settings, latest)
     stray = {name: empty[name] & pl.col(name).is_not_null() for name in (ITEM_ID, EVENT_ID) if name in empty}
     if not frame.select(pl.any_horizontal(*faults.values(), *stray.values()).any()).item():
         return _with_rows(events), _mark(frame.clear().with_row_index(SOURCE_ROW), faults).to_arrow()
     marked = _mark(frame.with_row_index(SOURCE_ROW), faults)
     cleared = [pl.when(~is_stray).then(pl.col(name)).alias(name) for name, is_stray in stray.items()]
-    good = marked.with_columns(cleared).filter(pl.col(REASON).is_null())
-    return good.drop(REASON).to_arrow(), marked.filter(pl.col(REASON).is_not_null()).to_arrow()
+    good = marked.with_columns(cleared).filter(pl.col(REASON).is_null()).drop(REASON).to_arrow()
+    place = good.column_names.index(ACTION)
+    good = good.set_column(place, ACTION, _encoded(good.column(ACTION)))
+    return good, marked.filter(pl.col(REASON).is_not_null()).to_arrow()
+
+
+def _names_of(actions: pa.ChunkedArray) -> pl.Series:
+    """The different actions of rows, of which there are few: each is looked at once. Some may have lost their rows."""
+    names = _dictionaries(actions) if pa.types.is_dictionary(actions.type) else actions
+    return pl.Series(ACTION, names.unique(), pl.String)
+
+
+def _dictionaries(codes: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The texts that codes stand for; some may stand there more than once."""
+    return pa.chunked_array([chunk.dictionary for chunk in codes.chunks], codes.type.value_type)
 
 
 def _without_invalid_text(events: pa.Table) -> tuple[pa.Table, pl.Series | None]:
@@ -169,6 +211,8 @@ def _without_invalid_text(events: pa.Table) -> tuple[pa.Table, pl.Series | None]
     invalid = None
     for place, name in enumerate(events.column_names):
         texts = events.column(name)
+        if pa.types.is_dictionary(texts.type) and not is_utf8(_dictionaries(texts)):
+            texts = texts.cast(pa.large_string())
         if pa.types.is_large_string(texts.type) and not is_utf8(texts):
             here = pl.Series(invalid_utf8(texts))
             valid = pc.call_function("if_else", [here.to_arrow(), pa.scalar(None, texts.type), texts])
@@ -183,32 +227,36 @@ def _with_rows(events: pa.Table) -> pa.Table:
 
 
 def _faults(
-    frame: pl.DataFrame, empty: Mapping[str, pl.Expr], settings: EventSettings, latest: datetime
+    frame: pl.DataFrame,
+    actions: pl.Series,
+    empty: Mapping[str, pl.Expr],
+    settings: EventSettings,
+    latest: datetime,
 ) -> dict[str, pl.Expr]:
     faults = {
         "empty_user_id": empty[USER_ID],
-        "empty_action": empty[ACTION],
-        "empty_item_id": empty[ITEM_ID] & (pl.col(ACTION) != SEARCH_ACTION),
+        "empty_action": pl.col(ACTION).is_null() | _is_one_of(actions.filter(_stands_for_none(actions))),
+        "empty_item_id": empty[ITEM_ID] & ~_is_one_of(actions.filter(actions == SEARCH_ACTION)),
     }
-    faults |= {f"{name}_too_long": fault for name, fault in _length_faults(frame, settings.max_string_bytes)}
+    faults |= {f"{name}_too_long": fault for name, fault in _length_faults(frame, actions, settings.max_string_bytes)}
     if settings.allowed_actions is not None:
-        faults["unknown_action"] = ~pl.col(ACTION).is_in(settings.allowed_actions)
+        faults["unknown_action"] = _is_one_of(actions.filter(~actions.is_in(settings.allowed_actions)))
     return faults | _time_faults(_micros(settings.earliest_time), _micros(latest))
 
 
-def _length_faults(frame: pl.DataFrame, max_bytes: int) -> list[tuple[str, pl.Expr]]:
+def _length_faults(frame: pl.DataFrame, actions: pl.Series, max_bytes: int) -> Iterator[tuple[str, pl.Expr]]:
     """Columns that have a text longer than allowed, and which rows do: whether any has is cheap to ask."""
-    limits = {
-        name: max_bytes * (_QUERY_TIMES if name == QUERY else 1)
-        for name, data_type in frame.schema.items()
-        if data_type == pl.String
-    }
-    longest = frame.select(pl.col(name).str.len_bytes().max() for name in limits).row(0) if limits else ()
-    return [
-        (name, pl.col(name).str.len_bytes() > limit)
-        for (name, limit), found in zip(limits.items(), longest, strict=True)
-        if found is not None and found > limit
-    ]
+    for name, data_type in frame.schema.items():
+        limit = max_bytes * (_QUERY_TIMES if name == QUERY else 1)
+        if name == ACTION:
+            yield name, _is_one_of(actions.filter(actions.str.len_bytes() > limit))
+        elif data_type == pl.String and _longest(frame[name]) > limit:
+            yield name, pl.col(name).str.len_bytes() > limit
+
+
+def _longest(texts: pl.Series) -> int:
+    longest = texts.str.len_bytes().max()
+    return longest if isinstance(longest, int) else 0
 
 
 def _time_faults(earliest: int, latest: int) -> dict[str, pl.Expr]:
@@ -238,18 +286,24 @@ def _micros(moment: datetime) -> int:
 def _mark(frame: pl.DataFrame, faults: Mapping[str, pl.Expr]) -> pl.DataFrame:
     """Rows with the first of their faults as reason, null where there is none."""
     reasons = [pl.when(fault).then(pl.lit(reason)) for reason, fault in faults.items()]
-    return frame.with_columns(pl.coalesce(reasons).alias(REASON))
+    return frame.with_columns(pl.col(ACTION).cast(pl.String), pl.coalesce(reasons).alias(REASON))
 
 
 def _is_empty(frame: pl.DataFrame, column: str) -> pl.Expr:
     missing = pl.col(column).is_null()
     if frame.schema[column] != pl.String:
         return missing
-    stands_for_none = pl.col(column).str.strip_chars().str.to_lowercase().is_in(EMPTY_IDS)
-    if column == ACTION:  # of which there are few: each is looked at once
-        names = frame.select(pl.col(ACTION).unique()).filter(stands_for_none)
-        return missing | pl.col(ACTION).is_in(names[ACTION].to_list()) if names.height else missing
-    return missing | stands_for_none if _may_be_empty(frame[column]) else missing
+    return missing | _stands_for_none(pl.col(column)) if _may_be_empty(frame[column]) else missing
+
+
+def _stands_for_none(texts: Any) -> Any:
+    """Whether texts (a series or an expression) stand for a missing id."""
+    return texts.str.strip_chars().str.to_lowercase().is_in(EMPTY_IDS)
+
+
+def _is_one_of(actions: pl.Series) -> pl.Expr:
+    """Whether the action of a row is one of a few; never null."""
+    return pl.col(ACTION).is_in(actions.implode()).fill_null(False) if len(actions) else pl.lit(False)
 
 
 def _may_be_empty(texts: pl.Series) -> bool:

@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,14 +24,14 @@ class OutOfDiskError(OSError):
     """A disk, or the size a file may have, has no room for what was to be written; what stood there before stands."""
 
 
-def write_file(path: Path, content: bytes | pa.Buffer) -> None:
+def write_file(path: Path, parts: Sequence[bytes | pa.Buffer]) -> None:
     """Put a whole file in one atomic step.
 
     Raises:
         OutOfDiskError: there is no room for it.
         SettingsError: its folder cannot be made.
     """
-    with _temporary_file(path, content) as temporary:
+    with _temporary_file(path, parts) as temporary:
         temporary.replace(path)
 
 
@@ -42,7 +42,7 @@ def create_file(path: Path, content: bytes) -> bool:
         OutOfDiskError: there is no room for it.
         SettingsError: its folder cannot be made.
     """
-    with _temporary_file(path, content) as temporary:
+    with _temporary_file(path, [content]) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -74,14 +74,14 @@ def room_for(path: Path, num_bytes: Callable[[], int]) -> Iterator[None]:
 
 
 @contextmanager
-def _temporary_file(path: Path, content: bytes | pa.Buffer) -> Iterator[Path]:
+def _temporary_file(path: Path, parts: Sequence[bytes | pa.Buffer]) -> Iterator[Path]:
     """A file beside the one to be, with its content safe on disk; gone after the block, whatever becomes of it."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with room_for(path, lambda: len(content)):
+    with room_for(path, lambda: sum(len(part) for part in parts)):
         _make_folder(path)
         try:
             with temporary.open("wb") as sink:
-                _bring_to_disk(sink.fileno(), content)
+                _bring_to_disk(sink.fileno(), parts)
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
@@ -104,15 +104,16 @@ def _create_exclusively(path: Path, content: bytes) -> bool:
         return False
     try:
         with sink:
-            _bring_to_disk(sink.fileno(), content)
+            _bring_to_disk(sink.fileno(), [content])
     except OSError:
         path.unlink(missing_ok=True)
         raise
     return True
 
 
-def _bring_to_disk(descriptor: int, content: bytes | pa.Buffer) -> None:
-    left = memoryview(content)
-    while left:
-        left = left[os.write(descriptor, left) :]
+def _bring_to_disk(descriptor: int, parts: Sequence[bytes | pa.Buffer]) -> None:
+    for part in parts:
+        left = memoryview(part)
+        while left:
+            left = left[os.write(descriptor, left) :]
     os.fsync(descriptor)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_io.schema import (
     ACTION,
@@ -22,7 +23,7 @@ from data_io.schema import (
     SOURCE_ROW,
     kind_of,
 )
-from data_io.sequences import event_micros
+from data_io.sequences import add_counts, event_micros, iter_micros
 
 HOUR = "hour"
 HOUR_US = 3_600_000_000
@@ -200,17 +201,25 @@ def _profile_column(name: str, values: pa.ChunkedArray) -> ColumnProfile:
 def _count_hours(good: pa.Table) -> pl.DataFrame:
     if not good.num_rows:
         return _no_hours()
-    hour = event_micros(good.column(EVENT_TIME)) // HOUR_US
+    times = good.column(EVENT_TIME)
     encoded = good.column(ACTION).dictionary_encode().combine_chunks()
     names = np.array([*encoded.dictionary.to_pylist()[:_MAX_ACTIONS], OTHER_ACTIONS])
-    first = hour.min()
-    cell = (hour - first) * len(names) + np.minimum(encoded.indices.to_numpy(), _MAX_ACTIONS)
-    if (hour.max() - first + 1) * len(names) <= _MAX_CELLS:
-        counts = np.bincount(cell)
+    codes = encoded.indices.to_numpy()
+    ends = pc.call_function("min_max", [times.cast(pa.int64())]).as_py()
+    first, last = (micros // HOUR_US for micros in ends.values())
+
+    def cells_of(begin: int, micros: np.ndarray) -> np.ndarray:
+        code = np.minimum(codes[begin : begin + len(micros)], len(names) - 1)
+        return (micros // HOUR_US - first) * len(names) + code
+
+    if (last - first + 1) * len(names) <= _MAX_CELLS:
+        counts = np.zeros((last - first + 1) * len(names), np.int64)
+        for begin, micros in iter_micros(times):
+            add_counts(counts, cells_of(begin, micros))
         cells = np.flatnonzero(counts)
         counts = counts[cells]
     else:  # a few events far away in time, or a great many actions
-        cells, counts = np.unique(cell, return_counts=True)
+        cells, counts = np.unique(cells_of(0, event_micros(times)), return_counts=True)
     columns = {ACTION: names[cells % len(names)], HOUR: first + cells // len(names), COUNT: counts}
     return pl.DataFrame(columns, _no_hours().schema).sort(ACTION, HOUR)
 

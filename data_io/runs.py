@@ -9,13 +9,14 @@ quarantined + duplicates + truncated, run by run.
 
 import uuid
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_io import storage
 from data_io.buckets import bucket_of_hash, hash64
@@ -35,7 +36,7 @@ from data_io.schema import (
     USER_ID,
     DataContractError,
 )
-from data_io.sequences import event_micros
+from data_io.sequences import add_counts, event_micros, iter_micros
 from data_io.store import MINUTE, MINUTE_US
 from data_io.vocabulary import Vocabulary
 
@@ -82,7 +83,9 @@ class Run:
     """A run in memory: the encoded events of its part of the log."""
 
     events: pa.Table
-    """By bucket, and in a bucket in the order of the log."""
+    """In the order of the log."""
+    order: np.ndarray
+    """[E] rows of the events by bucket, and in a bucket in the order of the log."""
     bucket_rows: np.ndarray
     """[num_buckets] rows of each bucket."""
     items: pl.DataFrame
@@ -93,6 +96,13 @@ class Run:
     """Minute since 1970 UTC and count."""
     num_duplicates: int
     num_truncated: int
+
+    def buckets(self) -> Iterator[pa.Table]:
+        """The events of each bucket; only one of them is in memory a second time."""
+        begin = 0
+        for end in np.cumsum(self.bucket_rows):
+            yield self.events.take(pa.array(self.order[begin:end]))
+            begin = end
 
 
 def build_run(events: pa.Table, num_buckets: int, max_events: int | None, *, drop_duplicates: bool) -> Run:
@@ -105,9 +115,10 @@ def build_run(events: pa.Table, num_buckets: int, max_events: int | None, *, dro
             outgrows a worker. None: all.
         drop_duplicates: whether equal events are dropped, which must come before a long user is cut.
     """
+    events = events.combine_chunks()
     user_id = events.column(USER_ID).combine_chunks()
-    item, items = _numbered(events.column(ITEM_ID))
-    action, actions = _numbered(events.column(ACTION))
+    item, items, item_counts = _numbered(events.column(ITEM_ID))
+    action, actions, action_counts = _numbered(events.column(ACTION))
     key = hash64(user_id)
     bucket = bucket_of_hash(key, num_buckets).astype(np.uint16)
     own = (USER_ID, ITEM_ID, ACTION, EVENT_TIME, EVENT_ID, SOURCE_ROW)
@@ -124,15 +135,13 @@ def build_run(events: pa.Table, num_buckets: int, max_events: int | None, *, dro
     minutes = _minutes(events.column(EVENT_TIME))
     kept, duplicates, truncated = _cut_long_users(table, key, max_events, drop_duplicates=drop_duplicates)
     if kept is not None:
-        table, bucket = table.take(pa.array(kept)), bucket[kept]
-    order = np.argsort(bucket, kind="stable")
+        table, bucket = table.take(pa.array(kept)).combine_chunks(), bucket[kept]
     return Run(
-        events=table.take(pa.array(order)).combine_chunks(),
+        events=table,
+        order=np.argsort(bucket, kind="stable"),
         bucket_rows=np.bincount(bucket, minlength=num_buckets),
-        items=pl.DataFrame({ITEM_ID: items, COUNT: np.bincount(item, minlength=len(items) + 1)[1:]}),
-        actions=dict(
-            zip(actions.to_pylist(), np.bincount(action, minlength=len(actions) + 1)[1:].tolist(), strict=True)
-        ),
+        items=pl.DataFrame({ITEM_ID: items, COUNT: item_counts}),
+        actions=dict(zip(actions.to_pylist(), action_counts.tolist(), strict=True)),
         minutes=minutes,
         num_duplicates=duplicates,
         num_truncated=truncated,
@@ -146,20 +155,30 @@ def _event_keys(event_ids: pa.Array) -> pa.Array:
     return pa.array(hash64(filled).view(np.int64), mask=missing)
 
 
-def _numbered(values: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
-    """A number from 1 for each different value, 0 for null, and the values in the order of their numbers."""
+def _numbered(values: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+    """A number from 1 for each different value, 0 for null; the values in the order of their numbers; their counts."""
     encoded = values.combine_chunks().dictionary_encode()
-    numbers = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-    return numbers + np.int32(1), encoded.dictionary
+    numbers = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32) + np.int32(1)
+    counts = np.bincount(numbers, minlength=len(encoded.dictionary) + 1)[1:]
+    used = np.flatnonzero(counts)
+    if len(used) == len(counts):
+        return numbers, encoded.dictionary, counts
+    renumbered = np.zeros(len(counts) + 1, np.int32)  # a dictionary that was read may hold values that no row has
+    renumbered[used + 1] = np.arange(1, len(used) + 1)
+    return renumbered[numbers], encoded.dictionary.take(pa.array(used)), counts[used]
 
 
 def _minutes(times: pa.ChunkedArray) -> pl.DataFrame:
-    minute = event_micros(times) // MINUTE_US
-    if not len(minute) or np.ptp(minute) > _COUNTABLE_MINUTES:
+    ends = pc.call_function("min_max", [times.cast(pa.int64())]).as_py()
+    first, last = (0 if micros is None else micros // MINUTE_US for micros in ends.values())
+    if not len(times) or last - first > _COUNTABLE_MINUTES:
+        minute = event_micros(times) // MINUTE_US
         return pl.DataFrame({MINUTE: minute}).group_by(MINUTE).agg(pl.len().cast(pl.Int64).alias(COUNT))
-    counts = np.bincount(minute - minute.min())
+    counts = np.zeros(last - first + 1, np.int64)
+    for _, micros in iter_micros(times):
+        add_counts(counts, micros // MINUTE_US - first)
     found = np.flatnonzero(counts)
-    return pl.DataFrame({MINUTE: found + minute.min(), COUNT: counts[found]})
+    return pl.DataFrame({MINUTE: found + first, COUNT: counts[found]})
 
 
 def _cut_long_users(
@@ -195,9 +214,7 @@ def _cut_long_users(
 def write_run(folder: str, plan: RunPlan, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     """Put a run's file and then its mark, which names it; returns the mark."""
     name = f"run={plan.number:06d}-{uuid.uuid4().hex}.pieces"
-    ends = np.cumsum(run.bucket_rows)
-    groups = [run.events.slice(int(end - rows), int(rows)) for end, rows in zip(ends, run.bucket_rows, strict=True)]
-    write_pieces(storage.join(folder, name), groups, [run.items.to_arrow(), run.minutes.to_arrow()])
+    write_pieces(storage.join(folder, name), run.buckets(), [run.items.to_arrow(), run.minutes.to_arrow()])
     mark = {
         "number": plan.number,
         "num_rows": plan.num_rows,
@@ -210,7 +227,7 @@ def write_run(folder: str, plan: RunPlan, run: Run, facts: dict[str, Any]) -> di
     return mark
 
 
-def write_pieces(url: str, pieces: Sequence[pa.Table], tables: Sequence[pa.Table] = ()) -> None:
+def write_pieces(url: str, pieces: Iterable[pa.Table], tables: Sequence[pa.Table] = ()) -> None:
     """Put a file of pieces in one atomic step, each with a CRC-32.
 
     First stands where each piece begins, and where the last ends, so that a reader of a few takes two reads.
@@ -227,7 +244,7 @@ def write_pieces(url: str, pieces: Sequence[pa.Table], tables: Sequence[pa.Table
     places = np.zeros(len(buffers) + 1, _PLACE)
     places["offset"] = np.cumsum([places.nbytes, *(buffer.size for buffer in buffers)])
     places["check"][:-1] = [zlib.crc32(buffer) for buffer in buffers]
-    storage.write_bytes(url, b"".join([places.tobytes(), *buffers]))
+    storage.write_bytes(url, [places.tobytes(), *buffers])
 
 
 def _serialized(piece: pa.Table, options: pa.ipc.IpcWriteOptions) -> pa.Buffer:

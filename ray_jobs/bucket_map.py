@@ -1,6 +1,7 @@
 """Work that spreads bucket by bucket over the cluster with Ray Data.
 
-A block of Ray Data costs some 30 ms whatever is in it, so short tasks share blocks, a few for each core.
+A task of Ray Data costs some 10 ms whatever is in it, so a task takes several buckets. Values and results travel by
+pickle, one row each.
 """
 
 import os
@@ -18,88 +19,94 @@ from data_io import storage
 from data_io.config import SettingsError
 from data_io.schema import DataContractError
 
-_RESULT = "result"
+_VALUE, _RESULT = "value", "result"
 _EXPECTED = (DataContractError, SettingsError, storage.OutOfDiskError, storage.StorageError)
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-_BLOCKS_PER_CORE = 4
+_SPANS_PER_CORE = 4
 _BUCKETS_PER_SPAN = 16
 """So that a task's memory does not grow with the store."""
 
 
-def map_buckets(buckets: Iterable[int], function: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[Any]:
-    """Rows of a function applied to {"bucket": b} for each bucket, as they come, in tasks."""
-    return map_rows([{"bucket": int(bucket)} for bucket in buckets], function)
-
-
-def map_rows(
-    rows: list[dict[str, Any]], function: Callable[[dict[str, Any]], dict[str, Any]], *, here: bool = False
-) -> Iterator[Any]:
-    """Rows of a function applied to each row, as they come, in tasks, or here: on threads of this process."""
-    if not rows:
-        return iter(())
+def map_tasks(function: Callable[[In], Out], values: Iterable[In], *, here: bool = False) -> Iterator[Out]:
+    """What a function makes of each value, as it comes: in a task each, or in order on threads of this process."""
     if here:
-        return map_on_threads(rows, function)
-    blocks = min(len(rows), _BLOCKS_PER_CORE * int(ray.cluster_resources().get("CPU", 1)))
-    mapped = ray.data.from_items(rows, override_num_blocks=blocks).map(lambda row: _guarded(function, row))
-    return _results(mapped)
+        return map_on_threads(function, values)
+    rows = [{_VALUE: pickle.dumps(value)} for value in values]
+    return _results(_dataset(rows).map(lambda row: _guarded(function, row))) if rows else iter(())
 
 
-def map_on_threads(values: Iterable[In], function: Callable[[In], Out]) -> Iterator[Out]:
-    """A function applied to each value, in order, on threads of this process."""
+def map_buckets(function: Callable[[int], Out], buckets: Iterable[int]) -> Iterator[Out]:
+    """What a function makes of each bucket, as it comes, in tasks of several buckets."""
+    for results in map_tasks(lambda span: [function(bucket) for bucket in span], spans_of(buckets)):
+        yield from results
+
+
+def map_on_threads(function: Callable[[In], Out], values: Iterable[In]) -> Iterator[Out]:
+    """What a function makes of each value, in order, on threads of this process."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(function, values)
 
 
-def spans_of(buckets: list[int], *, here: bool) -> list[dict[str, int]]:
-    """Rows {"first": b, "last": c} of neighbouring buckets b to c - 1, which one task takes together.
+def spans_of(buckets: Iterable[int], *, here: bool = False) -> list[range]:
+    """Ranges of neighbouring buckets, each of which one task takes together.
 
     What lies side by side in a file is then read at once; there are still enough tasks for every core.
     """
+    buckets = list(buckets)
     cores = (os.cpu_count() or 1) if here else int(ray.cluster_resources().get("CPU", 1))
-    most = -(-len(buckets) // (_BLOCKS_PER_CORE * cores))
-    rows: list[dict[str, int]] = []
+    most = min(-(-len(buckets) // (_SPANS_PER_CORE * cores)), _BUCKETS_PER_SPAN)
+    spans: list[range] = []
     for bucket in buckets:
-        if rows and rows[-1]["last"] == bucket and bucket - rows[-1]["first"] < min(most, _BUCKETS_PER_SPAN):
-            rows[-1]["last"] = bucket + 1
+        if spans and spans[-1].stop == bucket and len(spans[-1]) < most:
+            spans[-1] = range(spans[-1].start, bucket + 1)
         else:
-            rows.append({"first": bucket, "last": bucket + 1})
-    return rows
+            spans.append(range(bucket, bucket + 1))
+    return spans
 
 
-def map_buckets_in_actors(
-    buckets: list[int], worker: Callable[..., Any], run: object, cluster: ClusterSettings
-) -> Iterator[Any]:
-    """Rows of `worker(run)` called with {"bucket": b} for each bucket, in actors that load what they need once."""
-    if not buckets:
+def map_actors(
+    worker: Callable[[Any], Callable[[In], Out]], run: object, values: Iterable[In], cluster: ClusterSettings
+) -> Iterator[Out]:
+    """What `worker(run)` makes of each value, as it comes, in actors that load what they need once."""
+    rows = [{_VALUE: pickle.dumps(value)} for value in values]
+    if not rows:
         return iter(())
-    rows = [{"bucket": bucket} for bucket in buckets]
-    mapped = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+    mapped = _dataset(rows).map(
         cast(Callable[..., Any], _GuardedWorker),
         fn_constructor_args=(worker, run),
-        concurrency=min(num_scorers(cluster), len(buckets)),
+        concurrency=min(num_scorers(cluster), len(rows)),
         num_cpus=1,
         num_gpus=1 if uses_gpu(cluster) else 0,
     )
     return _results(mapped)
 
 
-def _guarded(function: Callable[[dict[str, Any]], dict[str, Any]], row: dict[str, Any]) -> dict[str, bytes]:
-    """What a function makes of a row, or the error it expects: Ray Data would not hand its cause to the driver."""
+def _dataset(rows: list[dict[str, bytes]]) -> ray.data.Dataset:
+    """One block for each row."""
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    # The reservation keeps room for other operators, of which there are none: with it the first second of work is done
+    # by one core, and each core waits some 0.2 s between two tasks (Ray 2.60).
+    dataset.context.op_resource_reservation_enabled = False
+    return dataset
+
+
+def _guarded(function: Callable[[Any], Any], row: dict[str, bytes]) -> dict[str, bytes]:
+    """What a function makes of a value, or the error it expects: Ray Data would not hand its cause to the driver."""
     try:
-        return {_RESULT: pickle.dumps(function(row))}
+        return {_RESULT: pickle.dumps(function(pickle.loads(row[_VALUE])))}
     except _EXPECTED as error:
         return {_RESULT: pickle.dumps(error)}
 
 
 class _GuardedWorker:
-    """A worker of `map_buckets_in_actors` whose expected errors reach the driver as they are."""
+    """A worker of `map_actors` whose expected errors reach the driver as they are."""
 
     def __init__(self, worker: Callable[..., Any], run: object) -> None:
         self.worker = worker(run)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         return _guarded(self.worker, row)
 
 

@@ -9,7 +9,6 @@ from ray_jobs.cli import run_job
 if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
     run_job("compact")
 
-import pickle
 from dataclasses import asdict
 from typing import Any
 
@@ -56,14 +55,12 @@ def _merge(store: SequenceStore, writer: BucketWriter, many: list[int]) -> list[
     progress = Progress("compact", len(many), "buckets")
     progress.resume_at(len(done))
 
-    def merge(row: dict[str, Any]) -> dict[str, bytes]:
-        bucket = int(row["bucket"])
+    def merge(bucket: int) -> dict[str, Any]:
         table = store.read_rows(bucket)
         facts = {PROFILE: profile_sequences(table).to_json()}
-        return {"mark": pickle.dumps(writer.commit(bucket, store.num_buckets, table, facts))}
+        return writer.commit(bucket, store.num_buckets, table, facts)
 
-    for row in map_buckets([bucket for bucket in many if bucket not in done], merge):
-        mark = pickle.loads(row["mark"])
+    for mark in map_buckets(merge, [bucket for bucket in many if bucket not in done]):
         done[mark["bucket"]] = mark
         progress.advance()
     return [done[bucket] for bucket in many]

@@ -9,7 +9,6 @@ from ray_jobs.cli import run_job
 if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
     run_job("evaluate")
 
-import pickle
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,7 @@ from data_io.buckets import BucketWriter, fingerprint, is_published
 from data_io.snapshots import read_manifest
 from data_io.splits import Split, history_ends
 from data_io.store import QUALITY_REPORT_NAME, SequenceStore
-from ray_jobs.bucket_map import map_buckets, map_buckets_in_actors
+from ray_jobs.bucket_map import map_actors, map_buckets
 from ray_jobs.config import Settings
 from ray_jobs.figures import next_item_figures, outcome_figures, verdicts
 from ray_jobs.learning import count_items
@@ -86,12 +85,11 @@ def _popularity(store: SequenceStore, split: Split) -> np.ndarray:
     """[V] events of each item before the test cutoff, counted by Ray Data."""
     size = store.vocabulary.size
 
-    def count(row: dict[str, Any]) -> dict[str, bytes]:
-        sequences = store.read_sequences(int(row["bucket"]))
-        return {"counts": pickle.dumps(count_items(sequences, history_ends(sequences, split, "test"), size))}
+    def count(bucket: int) -> np.ndarray:
+        sequences = store.read_sequences(bucket)
+        return count_items(sequences, history_ends(sequences, split, "test"), size)
 
-    rows = map_buckets(range(store.num_buckets), count)
-    return np.sum([pickle.loads(row["counts"]) for row in rows], axis=0)
+    return np.sum(list(map_buckets(count, range(store.num_buckets))), axis=0)
 
 
 def _evaluate_buckets(settings: Settings, evaluation: EvaluationRun) -> dict[str, list[dict[str, Any]]]:
@@ -100,8 +98,8 @@ def _evaluate_buckets(settings: Settings, evaluation: EvaluationRun) -> dict[str
     missing = [bucket for bucket in range(num_buckets) if any(bucket not in marks for marks in done.values())]
     progress = Progress("evaluate", num_buckets, "buckets")
     progress.resume_at(num_buckets - len(missing))
-    for row in map_buckets_in_actors(missing, Evaluator, evaluation, settings.cluster):
-        for name, mark in pickle.loads(row["marks"]).items():
+    for marks in map_actors(Evaluator, evaluation, missing, settings.cluster):
+        for name, mark in marks.items():
             done[name][mark["bucket"]] = mark
         progress.advance()
     return {name: list(marks.values()) for name, marks in done.items()}

@@ -152,7 +152,7 @@ def _erase_buckets(url: str, manifest: dict[str, Any], users: pa.Array, max_even
     def erase(bucket: int) -> Erased:
         return erase_bucket(url, bucket, manifest["buckets"][str(bucket)], users, max_events)
 
-    return list(map_on_threads(buckets_of_users(manifest, users), erase))
+    return list(map_on_threads(erase, buckets_of_users(manifest, users)))
 
 
 def _replace(

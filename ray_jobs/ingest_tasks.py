@@ -5,8 +5,6 @@ beside it. The second merges the runs bucket by bucket, one row per user. A run 
 again. Module of its own because Ray pickles what stands in an entry module by value.
 """
 
-import pickle
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,13 +35,13 @@ from data_io.runs import (
     write_run,
 )
 from data_io.scan import EventLog
-from data_io.schema import EVENT_ID, EVENT_TIME, ITEM_ID, ITEM_INDEX, USER_ID, store_schema
+from data_io.schema import EVENT_ID, ITEM_ID, USER_ID, store_schema
 from data_io.store import QUARANTINE, SequenceStore
 from data_io.vocabulary import Vocabulary
-from ray_jobs.bucket_map import map_rows, spans_of
+from ray_jobs.bucket_map import map_tasks, spans_of
 from ray_jobs.progress import Progress
 
-PLAIN_COLUMNS = (USER_ID, ITEM_INDEX, EVENT_TIME, EVENT_KEY)
+PLAIN_COLUMNS = (USER_ID,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +129,10 @@ def encode_runs(ingest: Ingest, log: EventLog) -> list[dict[str, Any]]:
     """The first pass: marks of all runs of a log, in its order; only the missing ones are made."""
     plans = plan_runs(log.fragments, ingest.rows_per_run)
     done = read_marks(ingest.runs_url)
-    missing = [{"plan": pickle.dumps(plan)} for plan in plans if plan.number not in done]
+    missing = [plan for plan in plans if plan.number not in done]
     progress = Progress(f"{ingest.job}: reading", log.num_rows, "rows")
     progress.resume_at(sum(mark["num_rows"] for mark in done.values()))
-
-    def encode(row: dict[str, Any]) -> dict[str, bytes]:
-        return {"mark": pickle.dumps(ingest.encode(pickle.loads(row["plan"])))}
-
-    for row in map_rows(missing, encode, here=ingest.is_small):
-        mark = pickle.loads(row["mark"])
+    for mark in map_tasks(ingest.encode, missing, here=ingest.is_small):
         done[mark["number"]] = mark
         progress.advance(mark["num_rows"])
     return [done[plan.number] for plan in plans]
@@ -157,16 +150,18 @@ class BucketMerger:
         items = Vocabulary(item_table.to_arrow()[ITEM_ID].combine_chunks())
         self.numbers = _item_numbers([ingest.reader(mark) for mark in runs], items, here=ingest.is_small)
 
-    def merge_span(self, first: int, last: int) -> Iterator[dict[str, Any]]:
-        """Write a part of each of the buckets first to last - 1; yields their marks."""
-        pieces = [self.ingest.reader(mark).read_buckets(first, last) for mark in self.runs]
-        for bucket in range(first, last):
+    def merge_span(self, span: range) -> list[dict[str, Any]]:
+        """Write a part of each bucket of a span; returns their marks."""
+        pieces = [self.ingest.reader(mark).read_buckets(span.start, span.stop) for mark in self.runs]
+        marks = []
+        for bucket in span:
             found = [
-                self._translate(mark, piece[bucket - first])
+                self._translate(mark, piece[bucket - span.start])
                 for mark, piece in zip(self.runs, pieces, strict=True)
-                if piece[bucket - first] is not None
+                if piece[bucket - span.start] is not None
             ]
-            yield self._merge(bucket, found)
+            marks.append(self._merge(bucket, found))
+        return marks
 
     def _translate(self, mark: dict[str, Any], events: pa.Table | None) -> pa.Table:
         assert events is not None
@@ -232,13 +227,9 @@ def merge_buckets(merger: BucketMerger, buckets: list[int]) -> list[dict[str, An
     done = merger.ingest.writer.committed(merger.ingest.num_buckets)
     progress = Progress(f"{merger.ingest.job}: buckets", len(buckets), "buckets")
     progress.resume_at(len(done))
-
-    def merge(row: dict[str, Any]) -> dict[str, bytes]:
-        return {"marks": pickle.dumps(list(merger.merge_span(int(row["first"]), int(row["last"]))))}
-
     spans = spans_of([bucket for bucket in buckets if bucket not in done], here=merger.ingest.is_small)
-    for row in map_rows(spans, merge, here=merger.ingest.is_small):
-        for mark in pickle.loads(row["marks"]):
+    for marks in map_tasks(merger.merge_span, spans, here=merger.ingest.is_small):
+        for mark in marks:
             done[mark["bucket"]] = mark
             progress.advance()
     return [done[bucket] for bucket in buckets]

@@ -20,9 +20,20 @@ mpl.rcParams["svg.hashsalt"] = "clickformer"
 def new_figure() -> tuple[Figure, Axes]:
     """An empty figure of the size that all have, so that their letters are of one size too."""
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    return figure, _axes_of(figure)
+
+
+def new_small_figure() -> tuple[Figure, Axes]:
+    """An empty figure whose letters can be read on a phone, where it is 360 pixels wide; for short tick labels."""
+    figure = Figure(figsize=(4.4, 2.8))
+    figure.subplots_adjust(left=0.16, right=0.97, bottom=0.18, top=0.95)  # to work margins out takes as long as to draw
+    return figure, _axes_of(figure)
+
+
+def _axes_of(figure: Figure) -> Axes:
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return axes
 
 
 def to_svg(figure: Figure) -> str:
@@ -39,7 +50,6 @@ def to_themed_svg(figure: Figure, label: str) -> str:
         figure: drawn in colours that can be seen on light and on dark.
         label: what a screen reader says of it; plain words of ours.
     """
-    figure.set_size_inches(4.4, 2.8)  # so that letters can be read on a phone, where it is 360 pixels wide
     figure.patch.set_visible(False)
     for axes in figure.axes:
         axes.patch.set_visible(False)

@@ -15,7 +15,6 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from data_io import storage
 from data_io.behaviour import ROBOT_MOMENTS_PER_HOUR, ROBOT_MOMENTS_PER_MINUTE
@@ -23,7 +22,7 @@ from data_io.drift import count_actions, count_hours_of_day, count_weekdays
 from data_io.findings import day_text, percent
 from data_io.profile import HOUR, RowProfile
 from data_io.schema import ACTION, COUNT, DataContractError
-from ray_jobs.plots import new_figure, to_themed_svg
+from ray_jobs.plots import new_small_figure, to_themed_svg
 
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#06b6d4", "#ec4899", "#84cc16")
 """One an action, the most frequent first; they can be seen on light and on dark."""
@@ -139,7 +138,7 @@ def _steps(hours: pl.DataFrame) -> np.ndarray:
 
 def plot_days(hours: pl.DataFrame) -> str:
     """Events over time, with a red mark above each day that has none, as SVG."""
-    figure, axes = new_figure()
+    figure, axes = new_small_figure()
     edges = _steps(hours)
     axes.stairs(_by_step(hours, edges), edges, fill=True, color=_BLUE)
     days = np.unique(hours[HOUR].to_numpy() // 24)
@@ -152,7 +151,7 @@ def plot_days(hours: pl.DataFrame) -> str:
 
 def plot_actions(hours: pl.DataFrame, actions: Sequence[Action]) -> str:
     """Events over time, those of each action stacked on the ones before, as SVG."""
-    figure, axes = new_figure()
+    figure, axes = new_small_figure()
     edges = _steps(hours)
     base = np.zeros(len(edges) - 1)
     named = [action.name for action in actions if action.colour != OTHERS_COLOUR]
@@ -175,7 +174,7 @@ def _over_time(figure: Figure, axes: Axes, label: str) -> str:
 
 
 def _plot_bars(counts: Mapping[str, int], label: str, every: int = 1) -> str:
-    figure, axes = new_figure()
+    figure, axes = new_small_figure()
     axes.bar(range(len(counts)), _as_shares(list(counts.values())), color=_BLUE)
     axes.set_xticks(range(0, len(counts), every), list(counts)[::every])
     return _shares_over(figure, axes, label, "share of events")
@@ -183,7 +182,7 @@ def _plot_bars(counts: Mapping[str, int], label: str, every: int = 1) -> str:
 
 def plot_log2(counts: Sequence[int], label: str, share: str, marks: Sequence[tuple[int, str]] = ()) -> str:
     """A histogram over doubling bins, as SVG; ticks name where bins begin, or 0 s and the marks (seconds, name)."""
-    figure, axes = new_figure()
+    figure, axes = new_small_figure()
     used = np.flatnonzero(counts)
     first, last = (int(used[0]), int(used[-1])) if len(used) else (0, 0)
     axes.bar(range(first, last + 1), _as_shares(counts)[first : last + 1], color=_BLUE, width=0.92)
@@ -199,7 +198,7 @@ def plot_log2(counts: Sequence[int], label: str, share: str, marks: Sequence[tup
 
 def plot_items(ranks: Sequence[int], shares: Sequence[float]) -> str:
     """The share of events that the items up to a rank have, as SVG."""
-    figure, axes = new_figure()
+    figure, axes = new_small_figure()
     axes.plot(ranks, shares, color=_BLUE, linewidth=2)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
@@ -210,7 +209,7 @@ def plot_items(ranks: Sequence[int], shares: Sequence[float]) -> str:
 def _shares_over(figure: Figure, axes: Axes, label: str, share: str) -> str:
     axes.set_xlabel(label)
     axes.set_ylabel(share)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     return to_themed_svg(figure, f"{share} by {label}")
 
 

@@ -9,7 +9,6 @@ from ray_jobs.cli import run_job
 if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
     run_job("score_users")
 
-import pickle
 from typing import Any
 
 from cluster.session import ray_session
@@ -18,7 +17,7 @@ from data_io.buckets import BucketWriter, fingerprint_after, is_published
 from data_io.lease import write_lease
 from data_io.schema import DataContractError
 from data_io.store import SequenceStore
-from ray_jobs.bucket_map import map_buckets_in_actors
+from ray_jobs.bucket_map import map_actors
 from ray_jobs.config import Settings
 from ray_jobs.models import find_recommender, find_tasks
 from ray_jobs.progress import Progress, say
@@ -75,8 +74,7 @@ def _score_buckets(settings: Settings, score_run: ScoreRun, progress: Progress) 
     marks = score_run.writer.committed(score_run.store.num_buckets)
     progress.resume_at(sum(mark["num_users"] for mark in marks.values()))
     missing = [bucket for bucket in range(score_run.store.num_buckets) if bucket not in marks]
-    for row in map_buckets_in_actors(missing, Scorer, score_run, settings.cluster):
-        mark = pickle.loads(row["mark"])
+    for mark in map_actors(Scorer, score_run, missing, settings.cluster):
         marks[mark["bucket"]] = mark
         progress.advance(mark["num_users"])
     return marks

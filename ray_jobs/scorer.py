@@ -4,7 +4,6 @@ Modules of their own because Ray pickles what stands in an entry module by value
 or not at all, so that a killed job leaves no user half scored.
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,13 +53,12 @@ class Scorer:
         self.recommender = _loaded(run.recommender_url, self.device)
         self.tasks = {name: _loaded(url, self.device) for name, url in run.task_urls.items()}
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, bucket: int) -> dict[str, Any]:
         """Score and commit one bucket; returns its mark."""
-        sequences = self.run.store.read_sequences(int(row["bucket"]))
+        sequences = self.run.store.read_sequences(bucket)
         table = scores_table(sequences, self.score(sequences), self.recommender.vocabulary, self.run.model_version)
         facts = {"num_users": table.num_rows}
-        mark = self.run.writer.commit(int(row["bucket"]), self.run.store.num_buckets, table, facts)
-        return {"mark": pickle.dumps(mark)}
+        return self.run.writer.commit(bucket, self.run.store.num_buckets, table, facts)
 
     def score(self, sequences: Sequences) -> UserScores:
         """Recommendations, embeddings and task probabilities of all users of a bucket."""
@@ -123,19 +121,17 @@ class Evaluator:
         self.tasks = {name: _loaded(url, self.device) for name, url in run.task_urls.items()}
         self.popularity = torch.from_numpy(run.popularity.astype(np.float64)).to(self.device)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, bucket: int) -> dict[str, dict[str, Any]]:
         """Evaluate and commit one bucket; returns its marks by table."""
-        bucket = int(row["bucket"])
         sequences = self.run.store.read_sequences(bucket)
         tables = {"next_item": self.rank_targets(sequences)}
         tables |= {name: self.predict_outcomes(saved, sequences) for name, saved in self.tasks.items()}
-        marks = {
+        return {
             name: self.run.writers[name].commit(
                 bucket, self.run.store.num_buckets, table, {"num_users": table.num_rows}
             )
             for name, table in tables.items()
         }
-        return {"marks": pickle.dumps(marks)}
 
     def rank_targets(self, sequences: Sequences) -> pa.Table:
         """One row per user with a target: its rank by every model and baseline."""

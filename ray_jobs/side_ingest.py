@@ -5,7 +5,6 @@ log: each part of it is laid out by bucket, then the rows of each bucket are bro
 counting. It is joined to the users of the store when it is read, so that it also has those whose events come later.
 """
 
-import pickle
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,10 +17,10 @@ from data_io.item_table import build_item_table, extend_item_table, scan_items
 from data_io.runs import read_pieces, write_pieces
 from data_io.schema import ITEM_ID, USER_ID
 from data_io.side_rows import JoinFacts, count_reasons, read_side_rows
-from data_io.side_tables import SidePart, SideTable
+from data_io.side_tables import SideTable
 from data_io.store import QUARANTINE, TABLES, USERS
 from data_io.user_table import bucket_user_rows, join_users, scan_users, user_facts
-from ray_jobs.bucket_map import map_rows, spans_of
+from ray_jobs.bucket_map import map_tasks, spans_of
 from ray_jobs.config import Settings
 from ray_jobs.ingest_tasks import Ingest
 
@@ -120,16 +119,14 @@ def ingest_users(ingest: Ingest, settings: Settings, source: SideTable | None) -
         return before
     encoder = UserEncoder(ingest, settings, source)
     reasons, quarantine, joined = Counter[str](), [], []
-    parts = [{"part": part} for part in range(len(source.parts))]
-    for row in map_rows(parts, encoder.encode, here=ingest.is_small):
-        found = pickle.loads(row["found"])
+    for found in map_tasks(encoder.encode, range(len(source.parts)), here=ingest.is_small):
         reasons.update(found["reasons"])
         quarantine += found["quarantine"]
         joined.append(found["joined"])
     buckets: dict[str, Any] = {}
-    spans = spans_of(list(range(ingest.num_buckets)), here=ingest.is_small)
-    for row in map_rows(spans, encoder.merge, here=ingest.is_small):
-        for bucket, file, facts in pickle.loads(row["files"]):
+    spans = spans_of(range(ingest.num_buckets), here=ingest.is_small)
+    for files in map_tasks(encoder.merge, spans, here=ingest.is_small):
+        for bucket, file, facts in files:
             buckets[str(bucket)] = {"files": [file]}
             joined.append(facts)
     facts = user_facts(source, reasons, joined, settings.users)
@@ -145,31 +142,29 @@ class UserEncoder:
         self.source = source
         self.work_url = storage.join(ingest.writer.work_url, USERS)
 
-    def encode(self, row: dict[str, Any]) -> dict[str, bytes]:
+    def encode(self, number: int) -> dict[str, Any]:
         """Lay one part of the table out by bucket; returns what was bad in it."""
-        part: SidePart = self.source.parts[int(row["part"])]
-        rows = read_side_rows(part, self.source.contract)
+        rows = read_side_rows(self.source.parts[number], self.source.contract)
         good, num_good_forgotten = self.ingest.guard(rows.good)
         bad, num_bad_forgotten = self.ingest.guard(rows.bad)
-        write_pieces(self._url(int(row["part"])), bucket_user_rows(good, self.ingest.num_buckets).groups)
+        write_pieces(self._url(number), bucket_user_rows(good, self.ingest.num_buckets).groups)
         forgotten = JoinFacts(num_forgotten=num_good_forgotten + num_bad_forgotten)
         found = {"reasons": count_reasons(bad), "quarantine": [], "joined": forgotten}
         if bad.num_rows:
-            name = f"{QUARANTINE}/users-{self.ingest.writer.fingerprint}-{int(row['part']):06d}.parquet"
+            name = f"{QUARANTINE}/users-{self.ingest.writer.fingerprint}-{number:06d}.parquet"
             written = storage.write_parquet(storage.join(self.ingest.writer.url, name), bad)
             found["quarantine"] = [asdict(written) | {"name": name}]
-        return {"found": pickle.dumps(found)}
+        return found
 
-    def merge(self, row: dict[str, Any]) -> dict[str, bytes]:
-        """Write the rows of each bucket of a span, the last row of a user; returns their files."""
-        first, last = int(row["first"]), int(row["last"])
+    def merge(self, span: range) -> list[tuple[int, dict[str, Any], JoinFacts]]:
+        """Write the rows of each bucket of a span, the last row of a user; returns the buckets' files and facts."""
         parts = range(len(self.source.parts))
-        pieces = [read_pieces(self._url(part), first, last) for part in parts]
+        pieces = [read_pieces(self._url(part), span.start, span.stop) for part in parts]
         files = []
-        for bucket in range(first, last):
-            found = [piece[bucket - first] for piece in pieces]
+        for bucket in span:
+            found = [piece[bucket - span.start] for piece in pieces]
             files.append((bucket, *self._write(bucket, [table for table in found if table is not None])))
-        return {"files": pickle.dumps(files)}
+        return files
 
     def _write(self, bucket: int, found: list[pa.Table]) -> tuple[dict[str, Any], JoinFacts]:
         schema = self.source.contract.schema

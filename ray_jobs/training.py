@@ -1,7 +1,6 @@
 """How the driver runs a training: count the store with Ray Data, train with Ray Train, publish the best model."""
 
 import os
-import pickle
 import uuid
 from typing import Any
 
@@ -105,18 +104,16 @@ def _describe(cluster: ClusterSettings) -> str:
 def count_store(learning: Learning) -> StoreIndex:
     """Training examples of each bucket and totals over all of them, counted by Ray Data."""
 
-    def count(row: dict[str, Any]) -> dict[str, bytes]:
-        bucket = int(row["bucket"])
+    def count(bucket: int) -> tuple[int, Any]:
         sequences = learning.store.read_sequences(bucket)
-        return {"part": pickle.dumps((bucket, learning.count(sequences, learning.make_examples(sequences))))}
+        return bucket, learning.count(sequences, learning.make_examples(sequences))
 
     num_buckets = learning.store.num_buckets
     num_examples = np.zeros(num_buckets, np.int64)
     items: np.ndarray | int = 0
     features: np.ndarray | int = 0
     progress = Progress("counting examples", num_buckets, "buckets")
-    for row in map_buckets(range(num_buckets), count):
-        bucket, part = pickle.loads(row["part"])
+    for bucket, part in map_buckets(count, range(num_buckets)):
         num_examples[bucket] = part.num_examples[0]
         items, features = items + part.item_counts, features + part.feature_sums
         progress.advance()

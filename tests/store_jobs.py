@@ -12,7 +12,7 @@ import re
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -89,23 +89,23 @@ def _go_off(trap: Trap, driver: int) -> None:
 
 def watch_tasks(traps: list[Trap], set_attribute: SetAttribute = setattr) -> None:
     """Set traps in every task that this process starts from now on."""
-    start, driver = bucket_map.map_rows, os.getpid()
+    start, driver = bucket_map.map_tasks, os.getpid()
 
-    def map_rows(rows: list[Any], function: Callable[[Any], Any], *, here: bool = False) -> Iterator[Any]:
-        return start(rows, partial(_watched, traps, driver, function), here=here)
+    def map_tasks(function: Callable[[Any], Any], values: Iterable[Any], *, here: bool = False) -> Iterator[Any]:
+        return start(partial(_watched, traps, driver, function), values, here=here)
 
-    _replace_map_rows(map_rows, set_attribute)
+    _replace_map_tasks(map_tasks, set_attribute)
 
 
-def _replace_map_rows(map_rows: Callable[..., Iterator[Any]], set_attribute: SetAttribute) -> None:
+def _replace_map_tasks(map_tasks: Callable[..., Iterator[Any]], set_attribute: SetAttribute) -> None:
     for module in (bucket_map, ingest_tasks):
-        set_attribute(module, "map_rows", map_rows)
+        set_attribute(module, "map_tasks", map_tasks)
 
 
-def _watched(traps: list[Trap], driver: int, function: Callable[[Any], Any], row: Any) -> Any:
+def _watched(traps: list[Trap], driver: int, function: Callable[[Any], Any], value: Any) -> Any:
     for trap in traps:
         spring(trap, driver)
-    return function(row)
+    return function(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +217,7 @@ def _be_job(
     if most_file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_file_bytes, most_file_bytes))
     if not in_tasks:
-        _replace_map_rows(lambda rows, function, here=False: map_on_threads(rows, function), setattr)
+        _replace_map_tasks(lambda function, values, here=False: map_on_threads(function, values), setattr)
     for trap in traps:
         if not trap.in_task:
             spring(trap, os.getpid())

@@ -38,14 +38,17 @@ def make_rows(**columns: Any) -> pa.Table:
         "action": ["view"] * size,
         "event_time": [NOON] * size,
     }
-    types = {"action": pa.large_string(), "event_time": TIME_TYPE}
     merged = defaults | columns
-    return pa.table(
+    table = pa.table(
         {
-            name: values if isinstance(values, pa.Array) else pa.array(values, types.get(name, pa.large_string()))
+            name: values
+            if isinstance(values, pa.Array)
+            else pa.array(values, TIME_TYPE if name == "event_time" else pa.large_string())
             for name, values in merged.items()
         }
     )
+    place = table.column_names.index("action")
+    return table.set_column(place, "action", table.column("action").dictionary_encode())
 
 
 def test_a_missing_action_column_names_the_default_too(
@@ -95,7 +98,7 @@ def test_types_become_canonical(tmp_path: Path, make_events: Callable, write_log
     assert {field.name: str(field.type) for field in log_events.schema} == {
         "user_id": "int64",
         "item_id": "large_string",
-        "action": "large_string",
+        "action": "dictionary<values=large_string, indices=int32, ordered=0>",
         "event_time": "timestamp[us, tz=UTC]",
         "session_id": "large_string",
         "price": "float",

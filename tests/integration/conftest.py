@@ -17,13 +17,10 @@ os.environ.setdefault(KEY_VARIABLE, "a secret of more than sixteen bytes")
 def on_threads(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a job would hand to tasks of Ray it does on threads, and it draws no page: many small stores a minute."""
 
-    def map_rows(rows: list[Any], function: Callable[[Any], Any], *, here: bool = False) -> Iterator[Any]:
-        return map_on_threads(rows, function)
+    def map_tasks(function: Callable[[Any], Any], values: Iterable[Any], *, here: bool = False) -> Iterator[Any]:
+        return map_on_threads(function, values)
 
-    def map_buckets(buckets: Iterable[int], function: Callable[[Any], Any]) -> Iterator[Any]:
-        return map_on_threads([{"bucket": bucket} for bucket in buckets], function)
-
-    monkeypatch.setattr("ray_jobs.ingest_tasks.map_rows", map_rows)
-    monkeypatch.setattr("ray_jobs.side_ingest.map_rows", map_rows)
-    monkeypatch.setattr("ray_jobs.compact.map_buckets", map_buckets)
+    monkeypatch.setattr("ray_jobs.ingest_tasks.map_tasks", map_tasks)
+    monkeypatch.setattr("ray_jobs.side_ingest.map_tasks", map_tasks)
+    monkeypatch.setattr("ray_jobs.compact.map_buckets", map_on_threads)
     monkeypatch.setattr("ray_jobs.quality_reports.write_quality_page", lambda url, report: None)
