@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from data_io import storage
-from data_io.arrival import MEETING_COLUMNS, KnownUsers, count_arrival, drop_known, may_repeat, users_that_meet
+from data_io.arrival import MEETING_COLUMNS, count_arrival, drop_known, may_repeat, meet, users_that_meet
 from data_io.behaviour import profile_sequences
 from data_io.buckets import BucketWriter
 from data_io.config import EventSettings
@@ -191,13 +191,13 @@ class BucketMerger:
         self, base: SequenceStore, bucket: int, table: pa.Table, merged: BucketFacts
     ) -> tuple[pa.Table, BucketFacts]:
         """What of a part is new to the bucket, and the facts of it."""
-        known_users = KnownUsers.of(base.read_columns(bucket, INDEX_COLUMNS))
-        met, num_known = known_users.meet(table), 0
-        if self.ingest.events.drop_duplicates and may_repeat(met, table):
+        known_users = base.read_columns(bucket, INDEX_COLUMNS)
+        met, num_known = meet(known_users, table), 0
+        if self.ingest.events.drop_duplicates and may_repeat(met, by_id=EVENT_KEY in table.column_names):
             users = users_that_meet(table, pa.concat_tables(base.read_columns(bucket, MEETING_COLUMNS)))
             if len(users):
                 table, num_known = drop_known(table, base.rows_of_users(bucket, users))
-                met = known_users.meet(table)
+                met = meet(known_users, table)
         num_users, num_events, num_truncated = count_arrival(met, self.ingest.max_events)
         return table, BucketFacts(
             num_users=num_users,

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-import polars as pl
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_io.arrival import MEETING_COLUMNS, KnownUsers, count_arrival, drop_known, may_repeat, users_that_meet
+from data_io.arrival import MEETING_COLUMNS, Meeting, count_arrival, drop_known, may_repeat, meet, users_that_meet
 from data_io.merging import EVENT_KEY, INDEX_COLUMNS, BucketFacts, merge_bucket, merge_parts
 from data_io.schema import TIME_TYPE, store_schema
 
@@ -58,13 +58,13 @@ def arrive(
 ) -> tuple[pa.Table, BucketFacts]:
     """The part that new rows become beside the parts a bucket has, as an append makes it."""
     table, merged = build(rows, schema, max_events, drop=drop)
-    known_users = KnownUsers.of([part.select(INDEX_COLUMNS) for part in parts])
-    met, num_known = known_users.meet(table), 0
-    if drop and may_repeat(met, table):
+    known_users = [part.select(INDEX_COLUMNS) for part in parts]
+    met, num_known = meet(known_users, table), 0
+    if drop and may_repeat(met, by_id=EVENT_KEY in schema.names):
         old = pa.concat_tables(parts)
         users = users_that_meet(table, old.select([name for name in MEETING_COLUMNS if name in old.column_names]))
         table, num_known = drop_known(table, users_in(old, users))
-        met = known_users.meet(table)
+        met = meet(known_users, table)
     num_users, num_events, num_truncated = count_arrival(met, max_events)
     duplicates, truncated = merged.num_duplicates + num_known, merged.num_truncated + num_truncated
     return table, BucketFacts(
@@ -178,23 +178,22 @@ def test_a_log_appended_again_brings_nothing() -> None:
 
 def test_a_new_day_needs_no_look_at_old_events() -> None:
     old, _ = build([("u", 2, 1, None, None), ("v", 2, 3, None, None)])
-    known = KnownUsers.of([old.select(INDEX_COLUMNS)])
+    known = [old.select(INDEX_COLUMNS)]
     later, _ = build([("u", 2, 2, None, None), ("new", 2, 0, None, None)])
     tied, _ = build([("v", 3, 3, None, None)])
-    assert not may_repeat(known.meet(later), later)
-    assert may_repeat(known.meet(tied), tied)
+    assert not may_repeat(meet(known, later), by_id=False)
+    assert may_repeat(meet(known, tied), by_id=False)
     keyed, _ = build([("u", 2, 9, None, 7)], KEYED)
-    assert may_repeat(known.meet(keyed), keyed), "an event of the same id may have any time"
+    assert may_repeat(meet(known, keyed), by_id=True), "an event of the same id may have any time"
 
 
 def test_known_users_are_added_up_over_their_parts() -> None:
     parts = [build([("u", 2, 5, None, None), ("v", 2, 0, None, None)])[0], build([("u", 2, 1, None, None)])[0]]
-    known = KnownUsers.of([part.select(INDEX_COLUMNS) for part in parts])
     fresh, _ = build([("new", 2, 1, None, None), ("u", 2, 1, None, None)])
-    met = known.meet(fresh)
-    assert met["user_id"].to_list() == ["new", "u"], "in the order of the rows"
-    assert met["before"].to_list() == [None, 2]
-    assert met["last_before"].to_list() == [None, START + timedelta(seconds=5)]
+    met = meet([part.select(INDEX_COLUMNS) for part in parts], fresh)
+    assert fresh.column("user_id").to_pylist() == ["new", "u"]
+    assert met.before.tolist() == [0, 2], "in the order of the rows"
+    assert met.last_before[1] == int((START + timedelta(seconds=5)).timestamp()) * 1_000_000
 
 
 def test_users_meet_by_moment_or_by_id() -> None:
@@ -206,7 +205,8 @@ def test_users_meet_by_moment_or_by_id() -> None:
 
 @pytest.mark.parametrize(("max_events", "expected"), [(None, (1, 6, 0)), (3, (1, 4, 2)), (1, (1, 1, 5))])
 def test_events_that_no_longer_fit_are_counted(max_events: int | None, expected: tuple[int, int, int]) -> None:
-    met = pl.DataFrame({"before": [None, 2, 7], "num_events": [3, 2, 1]}, schema_overrides={"before": pl.Int32})
+    moments = np.zeros(3, np.int64)
+    met = Meeting(new=np.array([3, 2, 1]), before=np.array([0, 2, 7]), first_new=moments, last_before=moments)
     assert count_arrival(met, max_events) == expected
 
 
