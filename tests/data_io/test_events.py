@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -282,3 +283,28 @@ def test_latest_time_is_as_set_or_a_day_after_now() -> None:
     assert latest_time(EventSettings(latest_time=LATEST)) == LATEST
     left = latest_time(DEFAULTS) - datetime.now(UTC).replace(tzinfo=None)
     assert timedelta(hours=23) < left <= timedelta(days=1)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dictionary", "doubled dictionary", "large", "no dictionary page"])
+def test_actions_are_codes_of_different_names_however_they_were_written(
+    tmp_path: Path, make_events: Callable, kind: str
+) -> None:
+    names = ["view", "buy", "view", None, "é", "view"]
+    codes = pa.array([0, 1, 0, None, 3, 2], pa.int32())
+    actions = {
+        "plain": pa.array(names),
+        "large": pa.array(names, pa.large_string()),
+        "no dictionary page": pa.array(names),
+        "dictionary": pa.array(names).dictionary_encode(),
+        "doubled dictionary": pa.DictionaryArray.from_arrays(codes, pa.array(["view", "buy", "view", "é"])),
+    }[kind]
+    table = make_events(2, action=actions)
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=kind != "no dictionary page", row_group_size=3)
+    events = read_all(str(tmp_path))
+    assert events.column("action").to_pylist() == names
+    for chunk in events.column("action").chunks:
+        assert chunk.type == pa.dictionary(pa.int32(), pa.large_string())
+        assert len(set(chunk.dictionary.to_pylist())) == len(chunk.dictionary)
+    good, bad = part(events)
+    assert good.column("action").to_pylist() == ["view", "buy", "view", "é", "view"]
+    assert bad.column("reason").to_pylist() == ["empty_action"]

@@ -265,3 +265,10 @@ def test_a_missing_run_is_found_and_named(tmp_path: Path) -> None:
         read_everything(url)
     with pytest.raises(DataContractError, match="missing, torn or corrupt"):
         RunReader(url, NUM_BUCKETS).buckets_with_rows()
+
+
+def test_actions_that_only_bad_rows_had_are_none_of_the_run(make_events: Callable) -> None:
+    codes = pa.DictionaryArray.from_arrays(pa.array([2, 0, 2], pa.int32()), strings("buy", "only bad rows", "view"))
+    run = encode(make_events(1, action=codes))
+    assert run.actions == {"buy": 1, "view": 2}
+    assert run.events.column("action_code").to_pylist() == [2, 1, 2]
