@@ -3,7 +3,7 @@
 A URL is a local path or `s3://bucket/key`; credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL). Invariant: a file written here is either whole or absent, on a
 local disk by temporary name, fsync and rename, on S3 because an object appears when its upload completes.
-`data_io.urls` resolves, `data_io.local_disk` and `data_io.object_store` write, `data_io.tables` encodes Parquet.
+In `data_io.files`, `urls` resolves, `local_disk` and `object_store` write, and `tables` encodes Parquet.
 """
 
 import fnmatch
@@ -19,12 +19,12 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from data_io import local_disk, object_store
-from data_io.local_disk import OutOfDiskError
-from data_io.object_store import S3_SCHEME, StorageError, explained
+from data_io.files import local_disk, object_store
+from data_io.files.local_disk import OutOfDiskError
+from data_io.files.object_store import S3_SCHEME, StorageError, explained
+from data_io.files.tables import encode_table, read_parquet
+from data_io.files.urls import Location, absolute, is_remote, join, locate, read_file
 from data_io.schema import DataContractError
-from data_io.tables import encode_table, read_parquet
-from data_io.urls import Location, absolute, is_remote, join, locate, read_file
 
 # What callers find here although it is made elsewhere.
 __all__ = [

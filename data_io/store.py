@@ -23,9 +23,9 @@ from data_io.config import SettingsError
 from data_io.merging import merge_parts
 from data_io.schema import ACTION_INDEX, COUNT, EVENT_TIME, FIRST_INDEX, ITEM_INDEX, USER_ID, DataContractError
 from data_io.sequences import Sequences, to_sequences
+from data_io.side.users import align_users, visible
 from data_io.snapshots import FORMAT_VERSION, bucket_files, read_manifest
 from data_io.storage import WrittenFile
-from data_io.user_table import align_users, visible
 from data_io.vocabulary import VOCABULARY_NAME, Vocabulary, index_of_numbers, known_items, read_vocabulary_table
 
 TABLES = "tables"

@@ -14,9 +14,9 @@ from typing import Any
 
 from cluster.session import ray_session
 from data_io import storage
-from data_io.behaviour import profile_sequences
 from data_io.buckets import BucketWriter, fingerprint
 from data_io.lease import Lease, write_lease
+from data_io.quality.behaviour import profile_sequences
 from data_io.snapshots import bucket_files, publish_manifest, published_manifest, remove_unnamed
 from data_io.store import TABLES, SequenceStore
 from ray_jobs.append import drop_other_work

@@ -25,7 +25,7 @@ from data_io.config import SettingsError
 from data_io.erasure import Erased, buckets_of_users, erase_bucket, erase_rows
 from data_io.lease import Lease, write_lease
 from data_io.privacy import TOMBSTONES_NAME, PseudonymKey, Tombstones, digests, read_user_list
-from data_io.quality import count_reasons
+from data_io.quality.report import count_reasons
 from data_io.schema import USER_ID
 from data_io.snapshots import MANIFEST_NAME, publish_manifest, published_manifest, remove_unnamed
 from data_io.store import SequenceStore

@@ -15,7 +15,7 @@ from data_io.buckets import WORK, BucketWriter
 from data_io.events import latest_time
 from data_io.lease import Lease
 from data_io.privacy import TOMBSTONES_NAME, PseudonymKey, Tombstones
-from data_io.quality import LogSurvey, RunSurvey, add_counts, counts_of, describe, quality_report
+from data_io.quality.report import LogSurvey, RunSurvey, add_counts, counts_of, describe, quality_report
 from data_io.scan import EventLog
 from data_io.schema import CONTRACT_VERSION, COUNT, FIRST_INDEX, ITEM_ID, ITEM_INDEX, USER_ID, DataContractError
 from data_io.snapshots import bucket_files, publish_manifest, remove_unnamed

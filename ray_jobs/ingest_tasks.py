@@ -15,14 +15,14 @@ import ray
 
 from data_io import storage
 from data_io.arrival import MEETING_COLUMNS, count_arrival, drop_known, may_repeat, meet, users_that_meet
-from data_io.behaviour import profile_sequences
 from data_io.buckets import BucketWriter
 from data_io.config import EventSettings
 from data_io.events import part_events, quarantine_table, read_fragment
 from data_io.merging import EVENT_KEY, INDEX_COLUMNS, BucketFacts, merge_bucket
 from data_io.privacy import PseudonymKey, Tombstones, pseudonymise
-from data_io.profile import profile_rows
-from data_io.quality import count_reasons
+from data_io.quality.behaviour import profile_sequences
+from data_io.quality.profile import profile_rows
+from data_io.quality.report import count_reasons
 from data_io.runs import (
     RunPlan,
     RunReader,

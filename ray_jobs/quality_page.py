@@ -1,7 +1,7 @@
 """The quality page: what was in a log, as one self-contained HTML file to send to the people who own it.
 
-Figures and sentences come from the report (`data_io.quality`); here they get their plots and their places. Invariant:
-text of the log stands in HTML only, where it is escaped, and never in a plot.
+Figures and sentences come from the report (`data_io.quality.report`); here they get their plots and their places.
+Invariant: text of the log stands in HTML only, where it is escaped, and never in a plot.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from data_io import storage
-from data_io.behaviour import ROBOT_MOMENTS_PER_HOUR, ROBOT_MOMENTS_PER_MINUTE
-from data_io.drift import count_actions, count_hours_of_day, count_weekdays
-from data_io.findings import day_text, percent
-from data_io.profile import HOUR, RowProfile
+from data_io.quality.behaviour import ROBOT_MOMENTS_PER_HOUR, ROBOT_MOMENTS_PER_MINUTE
+from data_io.quality.drift import count_actions, count_hours_of_day, count_weekdays
+from data_io.quality.findings import day_text, percent
+from data_io.quality.profile import HOUR, RowProfile
 from data_io.schema import ACTION, COUNT, DataContractError
 from ray_jobs.plots import new_small_figure, to_themed_svg
 
@@ -48,7 +48,7 @@ def write_quality_page(url: str, report: dict[str, Any]) -> None:
 
     Args:
         url: of the page.
-        report: as `data_io.quality.add_profiles` makes it.
+        report: as `data_io.quality.report.add_profiles` makes it.
 
     Raises:
         DataContractError: the report holds counts only.

@@ -13,9 +13,9 @@ import polars as pl
 import pyarrow as pa
 
 from data_io import storage
-from data_io.behaviour import SequenceProfile
-from data_io.profile import RowProfile
-from data_io.quality import Profiles, add_profiles, counts_of
+from data_io.quality.behaviour import SequenceProfile
+from data_io.quality.profile import RowProfile
+from data_io.quality.report import Profiles, add_profiles, counts_of
 from data_io.schema import COUNT
 from data_io.store import QUALITY_PAGE_NAME, QUALITY_REPORT_NAME, TABLES, SequenceStore
 from ray_jobs.ingest_tasks import Ingest

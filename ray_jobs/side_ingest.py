@@ -13,13 +13,13 @@ import pyarrow as pa
 
 from data_io import storage
 from data_io.config import ItemSettings, UserSettings
-from data_io.item_table import build_item_table, extend_item_table, scan_items
 from data_io.runs import read_pieces, write_pieces
 from data_io.schema import ITEM_ID, USER_ID
-from data_io.side_rows import JoinFacts, count_reasons, read_side_rows
-from data_io.side_tables import SideTable
+from data_io.side.items import build_item_table, extend_item_table, scan_items
+from data_io.side.rows import JoinFacts, count_reasons, read_side_rows
+from data_io.side.tables import SideTable
+from data_io.side.users import bucket_user_rows, join_users, scan_users, user_facts
 from data_io.store import QUARANTINE, TABLES, USERS
-from data_io.user_table import bucket_user_rows, join_users, scan_users, user_facts
 from ray_jobs.bucket_map import map_tasks, spans_of
 from ray_jobs.config import Settings
 from ray_jobs.ingest_tasks import Ingest

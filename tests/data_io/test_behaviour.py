@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_io import behaviour
-from data_io.behaviour import SequenceProfile, item_curve, log2_label, profile_sequences, robot_like
+from data_io.quality import behaviour
+from data_io.quality.behaviour import SequenceProfile, item_curve, log2_label, profile_sequences, robot_like
 from data_io.schema import TIME_TYPE
 from data_io.sequences import to_sequences
 

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_io.drift import (
+from data_io.quality.drift import (
     chance_psi,
     compare,
     count_actions,
@@ -17,7 +17,7 @@ from data_io.drift import (
     drift_within,
     psi,
 )
-from data_io.profile import ColumnProfile, RowProfile
+from data_io.quality.profile import ColumnProfile, RowProfile
 
 MONDAY = 24 * 4  # 1970-01-05, in hours
 

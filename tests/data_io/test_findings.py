@@ -7,10 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data_io.behaviour import SequenceProfile, item_curve
-from data_io.drift import compare, drift_within
-from data_io.findings import SEVERITIES, Finding, findings, percent
-from data_io.profile import ColumnProfile, RowProfile
+from data_io.quality.behaviour import SequenceProfile, item_curve
+from data_io.quality.drift import compare, drift_within
+from data_io.quality.findings import SEVERITIES, Finding, findings, percent
+from data_io.quality.profile import ColumnProfile, RowProfile
 
 FIRST_DAY = 19_723  # 2024-01-01, a Monday
 DAYS = tuple(range(FIRST_DAY, FIRST_DAY + 40))

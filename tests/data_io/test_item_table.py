@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from data_io import storage
 from data_io.config import ItemSettings, SettingsError
-from data_io.item_table import ItemTable, build_item_table, price_buckets, price_edges, scan_items
 from data_io.schema import DataContractError
+from data_io.side.items import ItemTable, build_item_table, price_buckets, price_edges, scan_items
 
 LENIENT = ItemSettings(max_bad_share=1.0)
 ABC = pa.array(["a", "b", "c"], pa.large_string())
@@ -98,7 +98,7 @@ def test_batches_of_any_size_give_the_same(
     url = write_log(tmp_path, pa.table({"item_id": ids, "title": [str(row) for row in range(40)]}), rows_per_group=3)
     vocabulary = pa.array([f"i{number}" for number in (3, 1, 5)], pa.large_string())
     whole = build(url, ids=vocabulary)
-    monkeypatch.setattr("data_io.item_table._ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("data_io.side.items._ROWS_AT_ONCE", 1)
     parts = build(url, ids=vocabulary)
     assert parts.table.equals(whole.table)
     assert parts.facts == whole.facts

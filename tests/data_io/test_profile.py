@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_io.profile import OTHER_ACTIONS, RowProfile, profile_rows, value_pattern
+from data_io.quality.profile import OTHER_ACTIONS, RowProfile, profile_rows, value_pattern
 from data_io.schema import TIME_TYPE
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

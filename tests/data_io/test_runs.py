@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data_io.buckets import bucket_of, hash64
 from data_io.merging import EVENT_KEY
-from data_io.quality import LogSurvey, RunSurvey
+from data_io.quality.report import LogSurvey, RunSurvey
 from data_io.runs import (
     Run,
     RunPlan,

@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from data_io.config import ItemSettings, SettingsError
-from data_io.item_table import build_item_table, scan_items
 from data_io.schema import DataContractError
+from data_io.side.items import build_item_table, scan_items
 
 LENIENT = ItemSettings(max_bad_share=1.0)
 ABC = pa.array(["a", "b", "c"], pa.large_string())

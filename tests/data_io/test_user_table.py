@@ -19,9 +19,9 @@ from data_io.buckets import bucket_of
 from data_io.config import SettingsError, UserSettings
 from data_io.runs import read_pieces, write_pieces
 from data_io.schema import DataContractError
-from data_io.side_rows import JoinFacts, count_reasons, read_side_rows
-from data_io.side_tables import SideTable
-from data_io.user_table import (
+from data_io.side.rows import JoinFacts, count_reasons, read_side_rows
+from data_io.side.tables import SideTable
+from data_io.side.users import (
     bucket_user_rows,
     is_sensitive,
     join_users,

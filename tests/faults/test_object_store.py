@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 import s3fs
 
-from data_io import object_store, storage
+from data_io import storage
+from data_io.files import object_store
 from data_io.schema import DataContractError
 from data_io.storage import StorageError
 from tests.s3_faults import FaultyS3

@@ -12,9 +12,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from data_io.behaviour import profile_sequences
-from data_io.profile import RowProfile, profile_rows
-from data_io.quality import LogSurvey, Profiles, RunSurvey, count_reasons, quality_report
+from data_io.quality.behaviour import profile_sequences
+from data_io.quality.profile import RowProfile, profile_rows
+from data_io.quality.report import LogSurvey, Profiles, RunSurvey, count_reasons, quality_report
 from data_io.schema import TIME_TYPE, DataContractError
 from ray_jobs.quality_page import list_actions, plot_days, plot_log2, write_quality_page
 

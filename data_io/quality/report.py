@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from data_io.behaviour import SequenceProfile, item_curve
-from data_io.drift import drift_between, drift_within
-from data_io.findings import findings
-from data_io.profile import RowProfile
+from data_io.quality.behaviour import SequenceProfile, item_curve
+from data_io.quality.drift import drift_between, drift_within
+from data_io.quality.findings import findings
+from data_io.quality.profile import RowProfile
 from data_io.schema import COUNT, ITEM_ID, REASON, DataContractError
 from data_io.store import MINUTE
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_io.events import EMPTY_IDS
-from data_io.side_tables import SideColumn
+from data_io.side.tables import SideColumn
 from data_io.utf8 import invalid_utf8
 
 Faults = dict[str, np.ndarray]

@@ -16,8 +16,8 @@ import pyarrow as pa
 from data_io.buckets import bucket_of
 from data_io.config import UserSettings
 from data_io.schema import USER_ID
-from data_io.side_rows import JoinFacts, add_up, match_rows, take_rows
-from data_io.side_tables import IN_TABLE, SideColumn, SideContract, SideTable, make_contract, scan_side_table
+from data_io.side.rows import JoinFacts, add_up, match_rows, take_rows
+from data_io.side.tables import IN_TABLE, SideColumn, SideContract, SideTable, make_contract, scan_side_table
 
 USER_COLUMNS: Final = (SideColumn(name=USER_ID, form="id", kinds=("string", "int"), required=True),)
 """The user contract: one row of the shop's table; declared attributes follow."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from data_io.config import SettingsError
-from data_io.object_store import S3_SCHEME, explained, read_again, s3_filesystem
+from data_io.files.object_store import S3_SCHEME, explained, read_again, s3_filesystem
 
 _T = TypeVar("_T")
 

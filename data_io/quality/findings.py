@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_io.drift import WEEKDAYS
-from data_io.profile import HOUR, ColumnProfile, RowProfile
+from data_io.quality.drift import WEEKDAYS
+from data_io.quality.profile import HOUR, ColumnProfile, RowProfile
 from data_io.schema import COUNT, ITEM_ID, PRICE, QUANTITY, QUERY, RATING
 
 Severity = Literal["bad", "look", "note"]
@@ -39,7 +39,7 @@ def findings(report: dict[str, Any]) -> list[Finding]:
     """What the figures of a report say, worst first.
 
     Args:
-        report: as `data_io.quality.add_profiles` makes it.
+        report: as `data_io.quality.report.add_profiles` makes it.
     """
     rows = RowProfile.from_json(report["rows"])
     rules: tuple[Callable[[dict[str, Any], RowProfile], Iterator[Finding]], ...] = (

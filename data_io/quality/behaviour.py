@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from data_io.profile import HOUR_US
+from data_io.quality.profile import HOUR_US
 from data_io.schema import FIRST_INDEX
 from data_io.sequences import Sequences, to_sequences
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_io.behaviour import SequenceProfile
-from data_io.profile import RowProfile
-from data_io.quality import (
+from data_io.quality.behaviour import SequenceProfile
+from data_io.quality.profile import RowProfile
+from data_io.quality.report import (
     MAX_ACTIONS,
     LogSurvey,
     Profiles,

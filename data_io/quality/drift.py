@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from data_io.behaviour import RANK_BINS, log2_label
-from data_io.profile import HOUR, ColumnProfile, RowProfile
+from data_io.quality.behaviour import RANK_BINS, log2_label
+from data_io.quality.profile import HOUR, ColumnProfile, RowProfile
 from data_io.schema import ACTION, COUNT
 
 LOOK, SHIFTED = 0.1, 0.25
@@ -95,7 +95,7 @@ def drift_between(
     """The drift between the reports of two snapshots, as JSON content.
 
     Args:
-        before: with the parts rows, sequences and items that `data_io.quality.quality_report` writes.
+        before: with the parts rows, sequences and items that `data_io.quality.report.quality_report` writes.
         after: the same.
         batch: rows that were appended since `before`, to be held against it; None: those of `after` are.
     """

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from data_io import storage
 from data_io.schema import REASON, SOURCE_FILE, SOURCE_ROW, DataContractError
-from data_io.side_tables import SideContract, SidePart, SideTable
-from data_io.side_values import Faults, read_values, vector_lengths
+from data_io.side.tables import SideContract, SidePart, SideTable
+from data_io.side.values import Faults, read_values, vector_lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Row profiles: small summaries of the rows of a log, which add up.
 
 A worker profiles the rows of its run; the sum of the parts is the profile of the whole, so rows that are appended are
-profiled alone and added. What users do is profiled in `data_io.behaviour`. Invariant: a profile holds counts, extremes
-and shapes of values, never an id or a query.
+profiled alone and added. What users do is profiled in `data_io.quality.behaviour`. Invariant: a profile holds counts,
+extremes and shapes of values, never an id or a query.
 """
 
 import re

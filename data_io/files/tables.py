@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_io.files.urls import read_file
 from data_io.schema import DataContractError
-from data_io.urls import read_file
 
 
 def encode_table(table: pa.Table, *, plain: Sequence[str] = ()) -> pa.Buffer:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from data_io.config import ItemSettings, SettingsError
 from data_io.schema import ITEM_ID, PRICE, REASON, SOURCE_FILE, SOURCE_ROW, DataContractError
-from data_io.side_rows import (
+from data_io.side.rows import (
     JoinFacts,
     SideRows,
     add_up,
@@ -26,7 +26,7 @@ from data_io.side_rows import (
     read_side_rows,
     take_rows,
 )
-from data_io.side_tables import IN_TABLE, SideColumn, SidePart, SideTable, make_contract, scan_side_table
+from data_io.side.tables import IN_TABLE, SideColumn, SidePart, SideTable, make_contract, scan_side_table
 
 TITLE: Final = "title"
 CATEGORY: Final = "category"

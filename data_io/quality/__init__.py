@@ -1,0 +1,1 @@
+"""Quality of a log: what its rows hold, what its users do, what changed, and what stands out."""

@@ -1,0 +1,1 @@
+"""Side tables: what the shop knows of its items and users."""
