@@ -18,6 +18,7 @@ import numpy as np
 from cluster.session import ray_session
 from data_io import storage
 from data_io.buckets import BucketWriter, fingerprint, is_published
+from data_io.lease import write_lease
 from data_io.snapshots import read_manifest
 from data_io.splits import Split, history_ends
 from data_io.store import QUALITY_REPORT_NAME, SequenceStore
@@ -39,15 +40,17 @@ def run(settings: Settings) -> str:
     store, split = open_store(settings)
     url = storage.absolute(settings.place("report"))
     evaluation = _plan(settings, store, split, url)
-    with ray_session(settings.cluster):
-        evaluation = replace(evaluation, popularity=_popularity(store, split))
-        marks = _evaluate_buckets(settings, evaluation)
-    for name, writer in evaluation.writers.items():
-        if not is_published(writer.url, writer.fingerprint):
-            writer.publish(marks[name], {"num_buckets": store.num_buckets})
-    report = _report(settings, evaluation, split)
-    storage.write_json(storage.join(url, REPORT_NAME), report)
-    write_report(storage.join(url, "index.html"), report)
+    with write_lease(url, "evaluate") as lease:
+        with ray_session(settings.cluster):
+            evaluation = replace(evaluation, popularity=_popularity(store, split))
+            marks = _evaluate_buckets(settings, evaluation)
+        lease.check()
+        for name, writer in evaluation.writers.items():
+            if not is_published(writer.url, writer.fingerprint):
+                writer.publish(marks[name], {"num_buckets": store.num_buckets})
+        report = _report(settings, evaluation, split)
+        storage.write_json(storage.join(url, REPORT_NAME), report)
+        write_report(storage.join(url, "index.html"), report)
     for line in report["verdicts"]:
         say(f"evaluate: {line}")
     say(f"evaluate: open {url}/index.html; figures in {url}/{REPORT_NAME}")

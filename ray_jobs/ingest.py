@@ -15,7 +15,7 @@ from data_io.buckets import WORK, BucketWriter
 from data_io.events import latest_time
 from data_io.lease import Lease
 from data_io.privacy import TOMBSTONES_NAME, PseudonymKey, Tombstones
-from data_io.quality.report import LogSurvey, RunSurvey, add_counts, counts_of, describe, quality_report
+from data_io.quality.report import LogSurvey, RunSurvey, add_counts, count_rows, counts_of, describe
 from data_io.scan import EventLog
 from data_io.schema import CONTRACT_VERSION, COUNT, FIRST_INDEX, ITEM_ID, ITEM_INDEX, USER_ID, DataContractError
 from data_io.snapshots import bucket_files, publish_manifest, remove_unnamed
@@ -61,7 +61,7 @@ def ingest_log(ingest: Ingest, log: EventLog, sides: SideSources, settings: Sett
     actions = [*known, *sorted(set(found.actions) - set(known))]
     marks = merge_buckets(BucketMerger(ingest, runs, item_table, actions), touched_buckets(ingest, runs))
     num_items = item_table.filter(pl.col(ITEM_INDEX) >= FIRST_INDEX).height
-    batch = quality_report(found, marks, num_items)
+    batch = count_rows(found, marks, num_items)
     counts = add_counts(counts_of(base.manifest), batch) if base else batch
     refused = [asdict(verdict) for verdict in log.refused]
     report, profiles = make_report(ingest, runs, marks, counts, item_table, refused)

@@ -95,7 +95,7 @@ def drift_between(
     """The drift between the reports of two snapshots, as JSON content.
 
     Args:
-        before: with the parts rows, sequences and items that `data_io.quality.report.quality_report` writes.
+        before: with the parts rows, sequences and items that `data_io.quality.report.add_profiles` writes.
         after: the same.
         batch: rows that were appended since `before`, to be held against it; None: those of `after` are.
     """

@@ -137,22 +137,13 @@ class Profiles:
     """Verdicts of the scan (file, num_bytes, num_rows, problem); those with a problem are listed."""
 
 
-def quality_report(
-    log: LogSurvey,
-    marks: list[dict[str, Any]],
-    vocabulary_size: int,
-    profiles: Profiles | None = None,
-    *,
-    previous: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The report as JSON content.
+def count_rows(log: LogSurvey, marks: list[dict[str, Any]], vocabulary_size: int) -> dict[str, Any]:
+    """The counts of a report, which a manifest holds too.
 
     Args:
         log: what was read.
         marks: of the buckets; `num_forgotten` may be among their facts.
         vocabulary_size: items in the vocabulary.
-        profiles: None: counts only, which is what a manifest holds.
-        previous: report of the snapshot before this one; None: there is none.
 
     Raises:
         DataContractError: rows were lost or doubled between log and store.
@@ -167,7 +158,7 @@ def quality_report(
             f"{duplicates:,} duplicates, {truncated:,} truncated{_forgotten(forgotten, ', ')}; nothing was published"
         )
     minutes = log.minutes.sort(MINUTE)
-    report = {
+    return {
         "num_rows": log.num_rows,
         "num_events": kept,
         "num_quarantined": log.num_bad,
@@ -180,14 +171,7 @@ def quality_report(
         "actions": dict(log.actions.most_common()),
         "first_minute": int(minutes[MINUTE][0]) if minutes.height else None,
         "last_minute": int(minutes[MINUTE][-1]) if minutes.height else None,
-        "median_events_per_user": profiles.sequences.median_events if profiles else _median_of_deciles(marks),
     }
-    return add_profiles(report, profiles, previous) if profiles else report
-
-
-def _median_of_deciles(marks: list[dict[str, Any]]) -> float:
-    lengths = np.concatenate([np.zeros(0), *(np.asarray(mark.get("length_deciles", ())) for mark in marks)])
-    return float(np.median(lengths)) if len(lengths) else 0.0
 
 
 def counts_of(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +205,7 @@ def add_profiles(
     """The counts of a report with everything else: profiles, drift and findings.
 
     Args:
-        report: counts, as `quality_report` or `add_counts` gives them.
+        report: counts, as `count_rows` or `add_counts` gives them.
         profiles: of the same rows and users.
         previous: report of the snapshot before this one; None, or without profiles: nothing is compared.
         batch: the rows that are new since `previous`, which are held against it; None: all rows are.
