@@ -10,6 +10,7 @@ if __name__ == "__main__":  # first, so that --help does not wait for Ray and to
     run_job("evaluate")
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -40,11 +41,13 @@ def run(settings: Settings) -> str:
     store, split = open_store(settings)
     url = storage.absolute(settings.place("report"))
     evaluation = _plan(settings, store, split, url)
-    with write_lease(url, "evaluate") as lease:
+    with ExitStack() as held:
+        leases = [held.enter_context(write_lease(writer.url, "evaluate")) for writer in evaluation.writers.values()]
         with ray_session(settings.cluster):
             evaluation = replace(evaluation, popularity=_popularity(store, split))
             marks = _evaluate_buckets(settings, evaluation)
-        lease.check()
+        for lease in leases:
+            lease.check()
         for name, writer in evaluation.writers.items():
             if not is_published(writer.url, writer.fingerprint):
                 writer.publish(marks[name], {"num_buckets": store.num_buckets})
