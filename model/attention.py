@@ -18,9 +18,10 @@ class SelfAttention(nn.Module):
     Attention weights are not dropped: with dropout torch leaves its fused kernel on the CPU.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, *, causal: bool) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, *, causal: bool, rotary: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.rotary = rotary
         self.causal = causal
         self.project_in = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.project_out = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -43,9 +44,11 @@ class SelfAttention(nn.Module):
         num_examples, length, hidden_size = states.shape
         projected = self.project_in(states).view(num_examples, length, 3, self.num_heads, -1)
         query, key, value = projected.permute(2, 0, 3, 1, 4)
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
         attended = F.scaled_dot_product_attention(
-            rotate(query),
-            rotate(key),
+            query,
+            key,
             value,
             attn_mask=None if self.causal else _visible(padding_mask),
             is_causal=self.causal,

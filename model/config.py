@@ -20,6 +20,13 @@ class EncoderSettings(SettingsModel):
     """Most events of a user the encoder sees: the newest ones."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Share of activations dropped while training."""
+    block: Literal["transformer", "ligr", "gru"] = "transformer"
+    """What a block does: pre-norm attention and a gated feed-forward layer; the same with learned gates beside the
+    residuals (LiGR); or a gated recurrent unit, the network to beat, for next_item only."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """How attention knows the order of events: by turning queries and keys, or by a vector for each place."""
+    repeats: bool = True
+    """Whether items a user had are chosen again by a path of their own; off where nobody gets an item twice."""
 
     @model_validator(mode="after")
     def _check(self) -> "EncoderSettings":

@@ -17,7 +17,7 @@ from data_io.schema import FIRST_INDEX
 from model.attention import SelfAttention
 from model.embedding import EventEmbedding, ItemTable
 from model.repeat import RepeatChoice, mix_scores
-from model.transformer import FeedForward, TransformerBlock
+from model.transformer import BlockKind, FeedForward, make_block
 
 EMBEDDING_STD = 0.02
 
@@ -39,6 +39,9 @@ class ClickformerConfig(PreTrainedConfig):
         sequence_length: int = 128,
         dropout: float = 0.2,
         attention: Literal["causal", "bidirectional"] = "causal",
+        block: BlockKind = "transformer",
+        positions: Literal["rotary", "learned"] = "rotary",
+        repeats: bool = True,
         num_features: int = 0,
         **kwargs: Any,  # Hugging Face's own fields, which it passes on when it loads config.json
     ) -> None:
@@ -50,6 +53,9 @@ class ClickformerConfig(PreTrainedConfig):
         self.sequence_length = sequence_length
         self.dropout = dropout
         self.attention = attention
+        self.block: BlockKind = block
+        self.positions = positions
+        self.repeats = repeats
         self.num_features = num_features
         super().__init__(**kwargs)
 
@@ -102,12 +108,17 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         causal = config.attention == "causal"
         self.item_table = ItemTable(config.vocabulary_size, config.hidden_size)
         self.event_embedding = EventEmbedding(config.hidden_size, config.num_actions, config.dropout)
+        # One place more than events: that of the question asked after the last of them.
+        learned = config.positions == "learned"
+        self.places = nn.Embedding(config.sequence_length + 1, config.hidden_size) if learned else None
         self.blocks = nn.ModuleList(
-            TransformerBlock(config.hidden_size, config.num_heads, config.dropout, causal=causal)
+            make_block(
+                config.block, config.hidden_size, config.num_heads, config.dropout, causal=causal, rotary=not learned
+            )
             for _ in range(config.num_layers)
         )
         self.readout = Readout(config.hidden_size)
-        self.repeat_choice = RepeatChoice(config.hidden_size, causal=causal)
+        self.repeat_choice = RepeatChoice(config.hidden_size, causal=causal) if config.repeats else None
         self.post_init()
 
     def forward(
@@ -126,6 +137,8 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             hidden: [B, T] True where item and action are to be guessed (masked-item training).
         """
         vectors = self.event_embedding(self.item_table(item_index), action_index, gap, hidden)
+        if self.places is not None:
+            vectors = vectors + self.places(torch.arange(item_index.shape[1], device=item_index.device))
         for block in self.blocks:
             vectors = block(vectors, padding_mask)
         return self.readout(vectors, elapsed)
@@ -140,8 +153,10 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         inputs, states, place = self._ask(batch)
         row = torch.arange(len(place), device=place.device)
         users = states[row, place]
-        repeats = self.repeat_choice(states, choosable_events(inputs))
         scores = self.item_table(states=users)
+        if self.repeat_choice is None:
+            return users, scores.log_softmax(dim=1)
+        repeats = self.repeat_choice(states, choosable_events(inputs))
         return users, mix_scores(scores, inputs[ITEM_INDEX], repeats.log_weight[row, place], repeats.gate[row, place])
 
     def _ask(self, batch: TensorBatch) -> tuple[TensorBatch, Tensor, Tensor]:

@@ -54,7 +54,8 @@ class ClickformerForOutcome(ClickformerPreTrainedModel):
     def free_parameters(self, trainable: FrozenEncoder | TopLayers | FullEncoder) -> None:
         """Mark what learns: the head, and of the encoder all that an outcome depends on."""
         free_parameters(self.encoder, trainable)
-        self.encoder.repeat_choice.requires_grad_(False)
+        if self.encoder.repeat_choice is not None:
+            self.encoder.repeat_choice.requires_grad_(False)
 
     def forward(self, batch: TensorBatch) -> Tensor:
         """Logits [B] of the outcome."""
@@ -79,6 +80,7 @@ def free_parameters(encoder: ClickformerEncoder, trainable: FrozenEncoder | TopL
                 )
             encoder.requires_grad_(False)
             encoder.readout.requires_grad_(True)
-            encoder.repeat_choice.requires_grad_(True)
+            if encoder.repeat_choice is not None:
+                encoder.repeat_choice.requires_grad_(True)
             for block in list(encoder.blocks)[-num_layers:]:
                 block.requires_grad_(True)

@@ -1,5 +1,11 @@
-"""The Transformer block: pre-norm attention and a gated feed-forward layer (SwiGLU, Shazeer 2020, eq. 6)."""
+"""Blocks: states in, states out, by attention and a gated feed-forward layer or by recurrence.
 
+Invariant: with causal attention, and always with recurrence, a state depends on no later event.
+"""
+
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -7,7 +13,7 @@ from model.attention import SelfAttention
 
 
 class FeedForward(nn.Module):
-    """SwiGLU of inner width 2 D."""
+    """SwiGLU of inner width 2 D (Shazeer 2020, "GLU variants improve Transformer", eq. 6)."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -20,13 +26,38 @@ class FeedForward(nn.Module):
         return self.down(F.silu(self.gate(states)) * self.up(states))
 
 
+BlockKind = Literal["transformer", "ligr", "gru"]
+
+
+def make_block(
+    kind: BlockKind,
+    hidden_size: int,
+    num_heads: int,
+    dropout: float,
+    *,
+    causal: bool,
+    rotary: bool,
+) -> nn.Module:
+    """A block of a kind, see `EncoderSettings.block`.
+
+    Raises:
+        ValueError: recurrence is asked to look in both directions.
+    """
+    if kind == "gru":
+        if not causal:
+            raise ValueError("block gru sees only what was before; masked_item needs transformer or ligr")
+        return RecurrentBlock(hidden_size, dropout)
+    block = LigrBlock if kind == "ligr" else TransformerBlock
+    return block(hidden_size, num_heads, dropout, causal=causal, rotary=rotary)
+
+
 class TransformerBlock(nn.Module):
     """Attention and feed-forward, each behind a norm and beside a residual."""
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float, *, causal: bool) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float, *, causal: bool, rotary: bool) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(hidden_size)
-        self.attention = SelfAttention(hidden_size, num_heads, causal=causal)
+        self.attention = SelfAttention(hidden_size, num_heads, causal=causal, rotary=rotary)
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
         self.feed_forward = FeedForward(hidden_size)
         self.dropout = nn.Dropout(dropout)
@@ -35,3 +66,33 @@ class TransformerBlock(nn.Module):
         """[B, T, D] from states [B, T, D] and padding_mask [B, T], True where real."""
         states = states + self.dropout(self.attention(self.attention_norm(states), padding_mask))
         return states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+
+
+class LigrBlock(TransformerBlock):
+    """A Transformer block whose branches pass learned gates (Borisyuk et al. 2025, "LiGR", arXiv 2502.03417)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float, *, causal: bool, rotary: bool) -> None:
+        super().__init__(hidden_size, num_heads, dropout, causal=causal, rotary=rotary)
+        self.attention_gate = nn.Linear(hidden_size, hidden_size)
+        self.feed_forward_gate = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, states: Tensor, padding_mask: Tensor) -> Tensor:
+        """[B, T, D] from states [B, T, D] and padding_mask [B, T], True where real."""
+        attended = self.dropout(self.attention(self.attention_norm(states), padding_mask))
+        states = states + torch.sigmoid(self.attention_gate(states)) * attended
+        changed = self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+        return states + torch.sigmoid(self.feed_forward_gate(states)) * changed
+
+
+class RecurrentBlock(nn.Module):
+    """A gated recurrent unit behind a norm and beside a residual (Hidasi et al. 2016, "GRU4Rec")."""
+
+    def __init__(self, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.recurrent = nn.GRU(hidden_size, hidden_size, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, padding_mask: Tensor) -> Tensor:
+        """[B, T, D] from states [B, T, D]; events stand before padding, so padding [B, T] changes none of them."""
+        return states + self.dropout(self.recurrent(self.norm(states))[0])

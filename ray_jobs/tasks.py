@@ -7,7 +7,7 @@ from data_io.schema import FIRST_INDEX
 from data_io.splits import Split
 from data_io.store import SequenceStore
 from model.checkpoint import load_model
-from model.config import FullEncoder, MaskedItem, NextItem, NextItemTask, OutcomeTask, SampledSoftmax
+from model.config import EncoderSettings, FullEncoder, MaskedItem, NextItem, NextItemTask, OutcomeTask, SampledSoftmax
 from model.heads import free_parameters
 from ray_jobs.config import Settings
 from ray_jobs.item_learning import ItemLearning
@@ -18,6 +18,8 @@ from ray_jobs.outcome_learning import OutcomeLearning
 def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemLearning:
     """What `pretrain` learns."""
     masked = isinstance(settings.pretrain.objective, MaskedItem)
+    if masked and settings.encoder.block == "gru":
+        raise SettingsError("encoder.block gru sees only what was before; masked_item needs transformer or ligr")
     config = settings.encoder.model_dump() | {
         "vocabulary_size": store.vocabulary.size,
         "num_actions": len(store.actions) + FIRST_INDEX,
@@ -83,7 +85,7 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
 
 
 def _encoder_fields() -> tuple[str, ...]:
-    return ("hidden_size", "num_layers", "num_heads", "sequence_length", "dropout")
+    return tuple(EncoderSettings.model_fields)
 
 
 def _check_negatives(softmax: Any, store: SequenceStore) -> None:
