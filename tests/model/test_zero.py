@@ -21,12 +21,17 @@ from model.objectives import ItemLoss, NextItemObjective
 NUM_STEPS, WORLD_SIZE, MICRO, LENGTH, ITEMS = 10, 2, 4, 6, 30
 OPTIMIZER = OptimizerSettings(learning_rate=0.01, warmup_steps=3, max_gradient_norm=0.5)
 CPU = torch.device("cpu")
+NETWORKS: dict[str, dict[str, Any]] = {
+    "ligr": {"block": "ligr", "positions": "learned"},
+    "gru": {"block": "gru"},
+}
+"""Besides the one that goes through every stage."""
 
 
-def make_objective() -> NextItemObjective:
+def make_objective(**network: Any) -> NextItemObjective:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "sequence_length": LENGTH, "dropout": 0.0}
-    encoder = ClickformerEncoder(ClickformerConfig(vocabulary_size=ITEMS, num_actions=4, **shape))
+    encoder = ClickformerEncoder(ClickformerConfig(vocabulary_size=ITEMS, num_actions=4, **shape, **network))
     return NextItemObjective(encoder, ItemLoss(FullSoftmax(), torch.ones(ITEMS)))
 
 
@@ -49,9 +54,9 @@ def step_batches(step: int, rank: int, accumulation: int) -> list[Batch]:
     return [{name: array[i * size : (i + 1) * size] for name, array in part.items()} for i in range(accumulation)]
 
 
-def plain_losses() -> list[float]:
+def plain_losses(**network: Any) -> list[float]:
     """The same steps in one process without DeepSpeed."""
-    objective = make_objective()
+    objective = make_objective(**network)
     optimizer = torch.optim.AdamW(parameter_groups(objective, OPTIMIZER.weight_decay), lr=1.0)
     losses = []
     for step in range(NUM_STEPS):
@@ -68,11 +73,11 @@ def plain_losses() -> list[float]:
     return losses
 
 
-def make_engine(stage: int, accumulation: int = 1) -> TrainEngine:
+def make_engine(stage: int, accumulation: int = 1, **network: Any) -> TrainEngine:
     training = TrainingSettings(
         global_batch_size=MICRO * WORLD_SIZE, micro_batch_size=MICRO // accumulation, zero_stage=stage
     )
-    return TrainEngine(make_objective(), training, OPTIMIZER, CPU)
+    return TrainEngine(make_objective(**network), training, OPTIMIZER, CPU)
 
 
 def run_steps(engine: TrainEngine, steps: range, accumulation: int = 1) -> list[float]:
@@ -125,6 +130,8 @@ def work(rank: int, port: int, folder: str, results: Any) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE)
     found: dict[str, Any] = {f"stage {stage}": run_steps(make_engine(stage), range(NUM_STEPS)) for stage in range(4)}
     found["accumulated"] = run_steps(make_engine(1, accumulation=2), range(NUM_STEPS), accumulation=2)
+    for name, network in NETWORKS.items():
+        found[name] = run_steps(make_engine(3, **network), range(NUM_STEPS))
     for stage in (0, 1, 2, 3):
         found[f"resumed {stage}"] = resumed_losses(stage, f"{folder}/stage-{stage}")
     if rank == 0:
@@ -148,6 +155,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("stage", range(4))
 def test_stage_gives_the_losses_of_plain_pytorch(found: dict[str, Any], stage: int) -> None:
     np.testing.assert_allclose(found[f"stage {stage}"], plain_losses(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_stage_3_gathers_every_weight_of_other_networks(found: dict[str, Any], name: str) -> None:
+    np.testing.assert_allclose(found[name], plain_losses(**NETWORKS[name]), atol=1e-4, rtol=0)
 
 
 def test_accumulated_gradients_give_the_same_losses(found: dict[str, Any]) -> None:
