@@ -21,6 +21,8 @@ GAP: Final = "gap"
 """[B, T] int64: time bucket of the time since the user's event before."""
 ELAPSED: Final = "elapsed"
 """[B, T] int64: time bucket of the time to the next event of the span, or from its last event to now."""
+MOMENT: Final = "moment"
+"""[B, T] int64: when each event was, microseconds since 1970 UTC; 0 at padding."""
 PADDING_MASK: Final = "padding_mask"
 """[B, T] bool: True where an event is real."""
 TARGET_ITEM_INDEX: Final = "target_item_index"
@@ -66,6 +68,7 @@ def collate(sequences: Sequences, examples: Examples) -> Batch:
         ACTION_INDEX: np.where(real, sequences.action_index[places], PADDING_INDEX).astype(np.int64),
         GAP: np.where(real, gap, 0),
         ELAPSED: np.where(real, elapsed, 0),
+        MOMENT: np.where(real, time[places], 0),
         PADDING_MASK: real,
     }
 
@@ -97,6 +100,6 @@ def _widen(name: str, array: np.ndarray, length: int) -> np.ndarray:
 
 def padding_batch(num_examples: int) -> Batch:
     """A batch without a single real event."""
-    names = (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED)
+    names = (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED, MOMENT)
     batch = {name: np.zeros((num_examples, 1), np.int64) for name in names}
     return batch | {PADDING_MASK: np.zeros((num_examples, 1), bool)}

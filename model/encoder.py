@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, NUM_TIME_BUCKETS, PADDING_MASK
+from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, MOMENT, NUM_TIME_BUCKETS, PADDING_MASK
 from data_io.schema import FIRST_INDEX
 from model.attention import SelfAttention
 from model.embedding import EventEmbedding, ItemTable
@@ -113,7 +113,13 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         self.places = nn.Embedding(config.sequence_length + 1, config.hidden_size) if learned else None
         self.blocks = nn.ModuleList(
             make_block(
-                config.block, config.hidden_size, config.num_heads, config.dropout, causal=causal, rotary=not learned
+                config.block,
+                config.hidden_size,
+                config.num_heads,
+                config.sequence_length + 1,
+                config.dropout,
+                causal=causal,
+                rotary=not learned,
             )
             for _ in range(config.num_layers)
         )
@@ -127,20 +133,21 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         action_index: Tensor,
         gap: Tensor,
         elapsed: Tensor,
+        moment: Tensor,
         padding_mask: Tensor,
         hidden: Tensor | None = None,
     ) -> Tensor:
         """A state [B, T, D] at every event, to be held against item vectors.
 
         Args:
-            item_index, action_index, gap, elapsed, padding_mask: [B, T], see `data_io.batch`.
+            item_index, action_index, gap, elapsed, moment, padding_mask: [B, T], see `data_io.batch`.
             hidden: [B, T] True where item and action are to be guessed (masked-item training).
         """
         vectors = self.event_embedding(self.item_table(item_index), action_index, gap, hidden)
         if self.places is not None:
             vectors = vectors + self.places(torch.arange(item_index.shape[1], device=item_index.device))
         for block in self.blocks:
-            vectors = block(vectors, padding_mask)
+            vectors = block(vectors, padding_mask, moment)
         return self.readout(vectors, elapsed)
 
     def user_states(self, batch: TensorBatch) -> Tensor:
@@ -177,7 +184,7 @@ def choosable_events(inputs: TensorBatch) -> Tensor:
 
 def event_inputs(batch: TensorBatch) -> TensorBatch:
     """The tensors of a batch that the encoder takes."""
-    return {name: batch[name] for name in (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED, PADDING_MASK)}
+    return {name: batch[name] for name in (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED, MOMENT, PADDING_MASK)}
 
 
 def _with_question(inputs: TensorBatch, lengths: Tensor) -> TensorBatch:
@@ -186,11 +193,17 @@ def _with_question(inputs: TensorBatch, lengths: Tensor) -> TensorBatch:
     row = torch.arange(len(lengths), device=lengths.device)
     last = (lengths - 1).clamp(min=0)
     padded[GAP][row, lengths] = padded[ELAPSED][row, last]
+    padded[MOMENT][row, lengths] = padded[MOMENT][row, last] + _least_micros(padded[ELAPSED][row, last])
     padded[ELAPSED][row, lengths] = 1
     padded[PADDING_MASK][row, lengths] = True
     hidden = torch.zeros_like(padded[PADDING_MASK])
     hidden[row, lengths] = True
     return padded | {"hidden": hidden}
+
+
+def _least_micros(bucket: Tensor) -> Tensor:
+    """Microseconds at which a time bucket begins."""
+    return ((2.0 ** ((bucket.double() - 1) / 2) - 1).clamp(min=0) * 1e6).long()
 
 
 def _zero_padding_row(weight: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention import SelfAttention
+from model.hstu import HstuBlock
 
 
 class FeedForward(nn.Module):
@@ -26,19 +27,27 @@ class FeedForward(nn.Module):
         return self.down(F.silu(self.gate(states)) * self.up(states))
 
 
-BlockKind = Literal["transformer", "ligr", "gru"]
+BlockKind = Literal["transformer", "ligr", "hstu", "gru"]
 
 
 def make_block(
     kind: BlockKind,
     hidden_size: int,
     num_heads: int,
+    length: int,
     dropout: float,
     *,
     causal: bool,
     rotary: bool,
 ) -> nn.Module:
     """A block of a kind, see `EncoderSettings.block`.
+
+    Args:
+        kind: of block.
+        hidden_size, num_heads, dropout: its shape.
+        length: most events it sees.
+        causal: whether no event sees later ones.
+        rotary: whether queries and keys are turned by their place.
 
     Raises:
         ValueError: recurrence is asked to look in both directions.
@@ -47,6 +56,8 @@ def make_block(
         if not causal:
             raise ValueError("block gru sees only what was before; masked_item needs transformer or ligr")
         return RecurrentBlock(hidden_size, dropout)
+    if kind == "hstu":
+        return HstuBlock(hidden_size, num_heads, length, dropout, causal=causal)
     block = LigrBlock if kind == "ligr" else TransformerBlock
     return block(hidden_size, num_heads, dropout, causal=causal, rotary=rotary)
 
@@ -62,8 +73,8 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(hidden_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, states: Tensor, padding_mask: Tensor) -> Tensor:
-        """[B, T, D] from states [B, T, D] and padding_mask [B, T], True where real."""
+    def forward(self, states: Tensor, padding_mask: Tensor, moment: Tensor) -> Tensor:
+        """[B, T, D] from states [B, T, D]; padding_mask [B, T] is True where real, moment [B, T] is not looked at."""
         states = states + self.dropout(self.attention(self.attention_norm(states), padding_mask))
         return states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
 
@@ -76,8 +87,8 @@ class LigrBlock(TransformerBlock):
         self.attention_gate = nn.Linear(hidden_size, hidden_size)
         self.feed_forward_gate = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, states: Tensor, padding_mask: Tensor) -> Tensor:
-        """[B, T, D] from states [B, T, D] and padding_mask [B, T], True where real."""
+    def forward(self, states: Tensor, padding_mask: Tensor, moment: Tensor) -> Tensor:
+        """[B, T, D] from states [B, T, D]; padding_mask [B, T] is True where real, moment [B, T] is not looked at."""
         attended = self.dropout(self.attention(self.attention_norm(states), padding_mask))
         states = states + torch.sigmoid(self.attention_gate(states)) * attended
         changed = self.dropout(self.feed_forward(self.feed_forward_norm(states)))
@@ -93,6 +104,6 @@ class RecurrentBlock(nn.Module):
         self.recurrent = nn.GRU(hidden_size, hidden_size, batch_first=True)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, states: Tensor, padding_mask: Tensor) -> Tensor:
-        """[B, T, D] from states [B, T, D]; events stand before padding, so padding [B, T] changes none of them."""
+    def forward(self, states: Tensor, padding_mask: Tensor, moment: Tensor) -> Tensor:
+        """[B, T, D] from states [B, T, D]; events stand before padding, so neither mask nor moment [B, T] is needed."""
         return states + self.dropout(self.recurrent(self.norm(states))[0])

@@ -52,6 +52,7 @@ def collate_slowly(sequences: Sequences, examples: Examples, row: int) -> dict[s
         "elapsed": [
             bucket_slowly(after - time[start + offset]) for offset, after in enumerate(following[: end - start])
         ],
+        "moment": time[start:end],
         "padding_mask": [True] * (end - start),
     }
 
@@ -77,6 +78,7 @@ def test_a_batch_of_two_users_by_hand(make_sequences: Callable) -> None:
     assert batch["padding_mask"].tolist() == [[True, True], [True, False]]
     assert batch["gap"].tolist() == [[time_bucket(np.array(3)), time_bucket(np.array(1))], [0, 0]]
     assert batch["elapsed"].tolist() == [[time_bucket(np.array(1)), time_bucket(np.array(6))], [7, 0]]
+    assert batch["moment"].tolist() == [[3 * SECOND, 4 * SECOND], [2 * SECOND, 0]]
 
 
 @given(USERS, st.integers(1, 4), st.integers(0, 5001))

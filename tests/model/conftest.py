@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, PADDING_MASK, TARGET_ITEM_INDEX, Batch
+from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, MOMENT, PADDING_MASK, TARGET_ITEM_INDEX, Batch
 from model.encoder import ClickformerConfig, ClickformerEncoder
 
 NUM_ITEMS, NUM_ACTIONS = 12, 4
@@ -45,6 +45,7 @@ def make_batch() -> Callable[..., Batch]:
         real = np.arange(width or max(*lengths, 1)) < np.array(lengths)[:, None]
         tops = {ITEM_INDEX: NUM_ITEMS, ACTION_INDEX: NUM_ACTIONS, GAP: 60, ELAPSED: 60, TARGET_ITEM_INDEX: NUM_ITEMS}
         batch = {name: np.where(real, generator.integers(2, top, real.shape), 0) for name, top in tops.items()}
-        return batch | {PADDING_MASK: real}
+        moment = np.where(real, generator.integers(0, 10**12, real.shape).cumsum(axis=1), 0)
+        return batch | {MOMENT: moment, PADDING_MASK: real}
 
     return make

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.attention import SelfAttention, rotate
 from model.repeat import RepeatChoice, mix_losses, mix_scores
-from model.transformer import TransformerBlock
+from model.transformer import LigrBlock, TransformerBlock
 
 INFINITY = float("inf")
 SCORES = torch.tensor([[-INFINITY, -INFINITY, 1.0, 0.5, -1.0, 2.0]])
@@ -50,11 +50,26 @@ def test_fresh_attention_passes_on_the_mean_of_what_it_sees() -> None:
 
 
 def test_block_whose_layers_give_nothing_passes_states_through() -> None:
-    block = TransformerBlock(8, 2, dropout=0.0, causal=True)
+    block = TransformerBlock(8, 2, dropout=0.0, causal=True, rotary=True)
     torch.nn.init.zeros_(block.attention.project_out.weight)
     torch.nn.init.zeros_(block.feed_forward.down.weight)
     states = torch.randn(1, 3, 8)
-    assert torch.equal(block(states, torch.ones(1, 3, dtype=torch.bool)), states)
+    assert torch.equal(block(states, torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.long)), states)
+
+
+@pytest.mark.parametrize(("gate", "share"), [(-1e4, 0.0), (0.0, 0.5), (1e4, 1.0)])
+def test_gates_of_ligr_let_a_share_of_each_branch_through(gate: float, share: float) -> None:
+    torch.manual_seed(0)
+    plain = TransformerBlock(8, 2, dropout=0.0, causal=True, rotary=True)
+    block = LigrBlock(8, 2, dropout=0.0, causal=True, rotary=True)
+    block.load_state_dict(plain.state_dict(), strict=False)
+    torch.nn.init.zeros_(block.feed_forward.down.weight)
+    torch.nn.init.zeros_(block.attention_gate.weight)
+    torch.nn.init.constant_(block.attention_gate.bias, gate)
+    states, real = torch.randn(1, 3, 8), torch.ones(1, 3, dtype=torch.bool)
+    attended = plain.attention(plain.attention_norm(states), real)
+    found = block(states, real, torch.zeros(1, 3, dtype=torch.long))
+    torch.testing.assert_close(found, states + share * attended)
 
 
 def test_mix_losses_and_mix_scores_agree_on_a_case_by_hand() -> None:

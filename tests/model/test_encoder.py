@@ -19,6 +19,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "bidirectional": {"attention": "bidirectional"},
     "ligr": {"block": "ligr"},
     "bidirectional ligr": {"block": "ligr", "attention": "bidirectional"},
+    "hstu": {"block": "hstu"},
+    "bidirectional hstu": {"block": "hstu", "attention": "bidirectional"},
     "gru": {"block": "gru"},
     "learned places": {"positions": "learned"},
     "bidirectional learned places": {"positions": "learned", "attention": "bidirectional"},

@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, PADDING_MASK, TARGET_ITEM_INDEX, Batch
+from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, MOMENT, PADDING_MASK, TARGET_ITEM_INDEX, Batch
 from model.checkpoint import CheckpointError, TrainPosition, resume, save_checkpoint
 from model.config import FullSoftmax, OptimizerSettings, TrainingSettings
 from model.encoder import ClickformerConfig, ClickformerEncoder
@@ -23,6 +23,7 @@ OPTIMIZER = OptimizerSettings(learning_rate=0.01, warmup_steps=3, max_gradient_n
 CPU = torch.device("cpu")
 NETWORKS: dict[str, dict[str, Any]] = {
     "ligr": {"block": "ligr", "positions": "learned"},
+    "hstu": {"block": "hstu"},
     "gru": {"block": "gru"},
 }
 """Besides the one that goes through every stage."""
@@ -41,7 +42,8 @@ def make_batch(seed: int, num_examples: int) -> Batch:
     real = np.arange(LENGTH) < lengths[:, None]
     draw = {ITEM_INDEX: ITEMS, ACTION_INDEX: 4, GAP: 60, ELAPSED: 60, TARGET_ITEM_INDEX: ITEMS}
     batch = {name: np.where(real, generator.integers(2, top, real.shape), 0) for name, top in draw.items()}
-    return batch | {PADDING_MASK: real}
+    moment = np.where(real, generator.integers(0, 10**12, real.shape).cumsum(axis=1), 0)
+    return batch | {MOMENT: moment, PADDING_MASK: real}
 
 
 def step_batches(step: int, rank: int, accumulation: int) -> list[Batch]:
@@ -159,7 +161,10 @@ def test_stage_gives_the_losses_of_plain_pytorch(found: dict[str, Any], stage: i
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_stage_3_gathers_every_weight_of_other_networks(found: dict[str, Any], name: str) -> None:
-    np.testing.assert_allclose(found[name], plain_losses(**NETWORKS[name]), atol=1e-4, rtol=0)
+    # Adam makes steps of full size of gradients that are next to nothing, such as those of biases few events touch, and
+    # those differ by rounding: a weight that was not gathered would be off from the first step on.
+    np.testing.assert_allclose(found[name], plain_losses(**NETWORKS[name]), atol=1e-3, rtol=0)
+    np.testing.assert_allclose(found[name][:4], plain_losses(**NETWORKS[name])[:4], atol=1e-5, rtol=0)
 
 
 def test_accumulated_gradients_give_the_same_losses(found: dict[str, Any]) -> None:
