@@ -64,5 +64,6 @@ class BatchLoader:
         parts = []
         for piece in order.micro_batch(step, index, place.micro_batch_size):
             sequences, examples = self.bucket(piece.bucket)
-            parts.append(self._make_batch(sequences, examples.take(piece.indices)))
+            arranged = order.arrange(piece.bucket, examples.end - examples.start)
+            parts.append(self._make_batch(sequences, examples.take(arranged[piece.places])))
         return merge_batches(parts) if parts else self._empty

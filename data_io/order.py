@@ -1,27 +1,32 @@
 """Training order: which examples make up each step of an epoch.
 
-Invariant: the order is a function of seed, epoch and the example counts only, never of the number of workers or of
-timing; every rank takes the same number of steps, and each example of the epoch is trained on exactly once.
+A step takes examples of like length, so that little of a batch is padding and all ranks have like work. Invariant: the
+order is a function of seed, epoch and the examples only, never of the number of workers or of timing; every rank takes
+the same number of steps, and each example of the epoch is trained on exactly once.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
+
+_POOLED_STEPS = 32
+"""Examples of so many steps, drawn at random, are put in the order of length and dealt out to those steps."""
+_BUCKETS_AT_HAND = 2
+"""A micro-batch lies in one bucket, now and then in two."""
 
 
 @dataclass(frozen=True, slots=True)
 class BucketSlice:
-    """Examples of one bucket."""
+    """Neighbouring places in the order of one bucket's examples, see `EpochOrder.arrange`."""
 
     bucket: int
-    indices: np.ndarray
+    places: slice
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """One epoch: a seeded permutation of buckets, and of the examples in each."""
+    """One epoch: a seeded permutation of buckets, and of the steps in each."""
 
     counts: np.ndarray
     """[num_buckets] examples in each bucket."""
@@ -52,9 +57,35 @@ class EpochOrder:
             bucket = int(self._order[place])
             begin = int(self._ends[place] - self.counts[bucket])
             stop = min(last, int(self._ends[place]))
-            found.append(BucketSlice(bucket, self._permutation(bucket)[first - begin : stop - begin]))
+            found.append(BucketSlice(bucket, slice(first - begin, stop - begin)))
             first = stop
         return found
+
+    def arrange(self, bucket: int, lengths: np.ndarray) -> np.ndarray:
+        """[N] the examples of a bucket in the order they are trained on.
+
+        They are shuffled, those of each pool sorted by length and cut into global batches, and these shuffled again.
+
+        Args:
+            bucket: which one.
+            lengths: [N] events of each example.
+        """
+        if bucket not in self._arranged:
+            while len(self._arranged) >= _BUCKETS_AT_HAND:
+                del self._arranged[next(iter(self._arranged))]
+            self._arranged[bucket] = self._arrange(bucket, lengths)
+        return self._arranged[bucket]
+
+    def _arrange(self, bucket: int, lengths: np.ndarray) -> np.ndarray:
+        generator, size = np.random.default_rng([self.seed, self.epoch, bucket]), self.global_batch_size
+        shuffled = generator.permutation(len(lengths))
+        place = int(np.flatnonzero(self._order == bucket)[0])
+        head = min(-int(self._ends[place] - self.counts[bucket]) % size, len(lengths))  # completes a step begun before
+        rest = shuffled[head:]
+        rest = rest[np.lexsort((lengths[rest], np.arange(len(rest)) // (_POOLED_STEPS * size)))]
+        num_whole = len(rest) // size
+        whole = rest[: num_whole * size].reshape(num_whole, size)[generator.permutation(num_whole)]
+        return np.concatenate([shuffled[:head], whole.ravel(), rest[num_whole * size :]])
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -66,9 +97,5 @@ class EpochOrder:
         return np.cumsum(self.counts[self._order])
 
     @cached_property
-    def _permutation(self) -> Callable[[int], np.ndarray]:
-        @lru_cache(maxsize=2)  # a micro-batch lies in one bucket, now and then in two
-        def permutation(bucket: int) -> np.ndarray:
-            return np.random.default_rng([self.seed, self.epoch, bucket]).permutation(int(self.counts[bucket]))
-
-        return permutation
+    def _arranged(self) -> dict[int, np.ndarray]:
+        return {}

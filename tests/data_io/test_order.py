@@ -18,9 +18,17 @@ def make_order(counts: list[int], seed: int = 0, epoch: int = 0, global_batch_si
     return EpochOrder(np.array(counts, np.int64), seed, epoch, global_batch_size)
 
 
+def lengths_of(bucket: int, count: int) -> np.ndarray:
+    """From 1 to 50 events."""
+    return np.random.default_rng(bucket).integers(1, 51, count)
+
+
 def micro_batch(order: EpochOrder, step: int, place: int, size: int) -> list[Example]:
-    pieces = order.micro_batch(step, place, size)
-    return [(piece.bucket, index) for piece in pieces for index in piece.indices.tolist()]
+    found = []
+    for piece in order.micro_batch(step, place, size):
+        arranged = order.arrange(piece.bucket, lengths_of(piece.bucket, int(order.counts[piece.bucket])))
+        found += [(piece.bucket, index) for index in arranged[piece.places].tolist()]
+    return found
 
 
 def global_batches(order: EpochOrder, world_size: int = 1, size: int = MICRO_BATCH_SIZE) -> list[list[Example]]:
@@ -87,3 +95,18 @@ def test_micro_batches_beyond_the_end_of_an_epoch_are_empty() -> None:
 def test_a_micro_batch_names_each_bucket_it_touches_once() -> None:
     buckets = [piece.bucket for piece in make_order([1, 0, 2, 1]).micro_batch(0, 0, 8)]
     assert sorted(buckets) == [0, 2, 3]
+
+
+def test_a_step_takes_examples_of_like_length_and_steps_come_in_any_order() -> None:
+    order = make_order([900, 700])
+    lengths = {bucket: lengths_of(bucket, int(count)) for bucket, count in enumerate(order.counts)}
+    batches = [np.array([lengths[bucket][index] for bucket, index in batch]) for batch in global_batches(order)]
+    padded = sum(len(batch) * int(batch.max()) for batch in batches)
+    assert sum(int(batch.sum()) for batch in batches) > 0.93 * padded
+    longest = np.array([batch.max() for batch in batches])
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.25
+
+
+def test_examples_meet_others_in_another_epoch() -> None:
+    first, other = ({frozenset(batch) for batch in global_batches(make_order([400], epoch=epoch))} for epoch in (0, 1))
+    assert len(first & other) < 3
