@@ -52,6 +52,20 @@ class ForgetSettings(SettingsModel):
     """File of user ids, local or s3://: one a line, or Parquet with a column user_id."""
 
 
+class ItemKnnSettings(SettingsModel):
+    """The baseline that recommends what users had who had the same items."""
+
+    num_neighbours: int = Field(default=50, ge=1)
+    """Nearest items kept of each item; memory is 8 bytes each in every actor."""
+    num_events: int = Field(default=10, ge=1, le=1_000)
+    """Newest events of a user whose neighbours are summed."""
+    decay: float = Field(default=0.8, gt=0, le=1)
+    """Weight of an event in that sum beside the one after it."""
+    max_pairs: int = Field(default=300_000_000, ge=0)
+    """Pairs of items a user had both of, summed over users, beyond which the baseline is left out and the report says
+    so; 0 leaves it out."""
+
+
 class EvaluationSettings(SettingsModel):
     """How models are held against what happened."""
 
@@ -67,12 +81,23 @@ class EvaluationSettings(SettingsModel):
     """Users ranked at a time."""
     num_resamples: int = Field(default=1_000, ge=10)
     """Bootstrap resamples behind each 95 % interval."""
+    recent_days: float = Field(default=7.0, gt=0)
+    """Days before the test cutoff that recent_popularity counts; under leave_one_out, before the end of the log."""
+    rare_events: int = Field(default=5, ge=1)
+    """Training events up to which a target item is shown as rare; one without any is shown as new."""
+    item_knn: ItemKnnSettings = ItemKnnSettings()
+    """The item_knn baseline."""
+
+    @property
+    def headline_k(self) -> int:
+        """The K of verdicts, slices and lists: 10, or the first where 10 is not among them."""
+        return 10 if 10 in self.ks else self.ks[0]
 
 
-BASELINES = ("popularity", "own_history")
-"""Rankers without a network that stand beside every model (see `ray_jobs.scorer`)."""
-RESERVED_NAMES = ("encoder", "next_item", *BASELINES)
-"""The pretrained model, a table of the evaluation and its baselines: no task may be called so."""
+BASELINES = ("popularity", "recent_popularity", "own_history", "item_knn")
+"""Rankers without a network that stand beside every model (see `model.baselines`)."""
+RESERVED_NAMES = ("encoder", "next_item", "lists", *BASELINES)
+"""The pretrained model, tables of the evaluation and its baselines: no task may be called so."""
 
 
 class Settings(SettingsModel):

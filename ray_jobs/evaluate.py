@@ -1,7 +1,8 @@
 """The job that holds the models against what happened next, beside simple baselines.
 
 Every user with history before the test cutoff and a target after it is ranked over the full catalogue; outcomes are
-predicted at the cutoff. Per-user results are kept as Parquet; figures go to report.json and index.html.
+predicted at the cutoff. Per-user results, and how often each item stands in a list, are kept as Parquet; figures go to
+report.json and index.html.
 """
 
 from ray_jobs.cli import run_job
@@ -21,14 +22,17 @@ from data_io import storage
 from data_io.buckets import BucketWriter, fingerprint, is_published
 from data_io.lease import write_lease
 from data_io.snapshots import read_manifest
-from data_io.splits import Split, history_ends
+from data_io.splits import Split
 from data_io.store import QUALITY_REPORT_NAME, SequenceStore
-from ray_jobs.bucket_map import map_actors, map_buckets
+from model.baselines import BaselineTables
+from ray_jobs.baseline_passes import ItemCounts, count_history, find_neighbours, why_without_item_knn
+from ray_jobs.bucket_map import map_actors
 from ray_jobs.config import Settings
 from ray_jobs.figures import next_item_figures, outcome_figures, verdicts
-from ray_jobs.learning import count_items
+from ray_jobs.list_figures import list_figures
 from ray_jobs.models import find_recommender, find_tasks
 from ray_jobs.progress import Progress, say
+from ray_jobs.protocol import describe_protocol
 from ray_jobs.report import write_report
 from ray_jobs.scorer import EvaluationRun, Evaluator
 from ray_jobs.training import open_store
@@ -44,14 +48,14 @@ def run(settings: Settings) -> str:
     with ExitStack() as held:
         leases = [held.enter_context(write_lease(writer.url, "evaluate")) for writer in evaluation.writers.values()]
         with ray_session(settings.cluster):
-            evaluation = replace(evaluation, popularity=_popularity(store, split))
-            marks = _evaluate_buckets(settings, evaluation)
+            counts = count_history(store, split, settings.evaluation.recent_days)
+            marks = _evaluate_buckets(settings, evaluation, counts)
         for lease in leases:
             lease.check()
         for name, writer in evaluation.writers.items():
             if not is_published(writer.url, writer.fingerprint):
                 writer.publish(marks[name], {"num_buckets": store.num_buckets})
-        report = _report(settings, evaluation, split)
+        report = _report(settings, evaluation, counts)
         storage.write_json(storage.join(url, REPORT_NAME), report)
         write_report(storage.join(url, "index.html"), report)
     for line in report["verdicts"]:
@@ -61,49 +65,70 @@ def run(settings: Settings) -> str:
 
 
 def _plan(settings: Settings, store: SequenceStore, split: Split, url: str) -> EvaluationRun:
-    """What is evaluated, checked before any cluster starts; popularity is counted later."""
+    """What is evaluated, checked before any cluster starts; items are counted later."""
+    options = settings.evaluation
     store.action_indices(settings.target_actions)
-    models = {name: find_recommender(settings, store, name) for name in settings.evaluation.models}
-    tasks = find_tasks(settings, store, settings.evaluation.tasks) if split else {}
+    models = {name: find_recommender(settings, store, name) for name in options.models}
+    tasks = find_tasks(settings, store, options.tasks) if split else {}
     used = {
         "store": store.fingerprint,
         "models": {name: folder.manifest["fingerprint"] for name, folder in (models | tasks).items()},
         "split": settings.split.model_dump(),
         "target_actions": settings.target_actions,
-        "evaluation": settings.evaluation.model_dump(include={"exclude_seen", "models", "tasks"}),
+        "evaluation": options.model_dump(include={"exclude_seen", "models", "tasks", "recent_days", "item_knn"}),
+        "list_k": options.headline_k,
     }
     mark = fingerprint(used)
-    names = ("next_item", *tasks)
+    places = {name: storage.join(url, "users", name) for name in ("next_item", *tasks)}
+    places["lists"] = storage.join(url, "lists")
+    uncounted = np.zeros(store.vocabulary.size, np.int64)
     return EvaluationRun(
         store=store,
         split=split,
         model_urls={name: folder.url for name, folder in models.items()},
         task_urls={name: folder.url for name, folder in tasks.items()},
         target_actions=settings.target_actions,
-        popularity=np.zeros(store.vocabulary.size),
-        writers={name: BucketWriter(url=storage.join(url, "users", name), fingerprint=mark) for name in names},
-        exclude_seen=settings.evaluation.exclude_seen,
-        batch_size=settings.evaluation.batch_size,
+        baselines=BaselineTables(
+            popularity=uncounted,
+            recent_popularity=uncounted,
+            neighbours=None,
+            num_events=options.item_knn.num_events,
+            decay=options.item_knn.decay,
+        ),
+        training_events=uncounted,
+        writers={name: BucketWriter(url=place, fingerprint=mark) for name, place in places.items()},
+        exclude_seen=options.exclude_seen,
+        list_k=options.headline_k,
+        batch_size=options.batch_size,
     )
 
 
-def _popularity(store: SequenceStore, split: Split) -> np.ndarray:
-    """[V] events of each item before the test cutoff, counted by Ray Data."""
-    size = store.vocabulary.size
+def _with_counts(settings: Settings, evaluation: EvaluationRun, counts: ItemCounts) -> EvaluationRun:
+    """The same with what its baselines know of the items."""
+    options, neighbours = settings.evaluation.item_knn, None
+    if why_without_item_knn(counts, options) is None:
+        neighbours = find_neighbours(evaluation.store, evaluation.split, counts, options.num_neighbours)
+    tables = replace(
+        evaluation.baselines,
+        popularity=counts.history,
+        recent_popularity=counts.recent,
+        neighbours=neighbours,
+    )
+    return replace(evaluation, baselines=tables, training_events=counts.training)
 
-    def count(bucket: int) -> np.ndarray:
-        sequences = store.read_sequences(bucket)
-        return count_items(sequences, history_ends(sequences, split, "test"), size)
 
-    return np.sum(list(map_buckets(count, range(store.num_buckets))), axis=0)
-
-
-def _evaluate_buckets(settings: Settings, evaluation: EvaluationRun) -> dict[str, list[dict[str, Any]]]:
+def _evaluate_buckets(
+    settings: Settings, evaluation: EvaluationRun, counts: ItemCounts
+) -> dict[str, list[dict[str, Any]]]:
     num_buckets = evaluation.store.num_buckets
+    if all(is_published(writer.url, writer.fingerprint) for writer in evaluation.writers.values()):
+        return {}
     done = {name: writer.committed(num_buckets) for name, writer in evaluation.writers.items()}
     missing = [bucket for bucket in range(num_buckets) if any(bucket not in marks for marks in done.values())]
     progress = Progress("evaluate", num_buckets, "buckets")
     progress.resume_at(num_buckets - len(missing))
+    if missing:
+        evaluation = _with_counts(settings, evaluation, counts)
     for marks in map_actors(Evaluator, evaluation, missing, settings.cluster):
         for name, mark in marks.items():
             done[name][mark["bucket"]] = mark
@@ -111,22 +136,17 @@ def _evaluate_buckets(settings: Settings, evaluation: EvaluationRun) -> dict[str
     return {name: list(marks.values()) for name, marks in done.items()}
 
 
-def _report(settings: Settings, evaluation: EvaluationRun, split: Split) -> dict[str, Any]:
+def _report(settings: Settings, evaluation: EvaluationRun, counts: ItemCounts) -> dict[str, Any]:
     store, options = evaluation.store, settings.evaluation
     next_item = next_item_figures(evaluation.writers["next_item"].url, options, settings.seed)
     outcomes = {name: outcome_figures(evaluation.writers[name].url, settings.seed) for name in evaluation.task_urls}
+    without = why_without_item_knn(counts, options.item_knn)
     return {
-        "verdicts": verdicts(next_item, outcomes),
+        "verdicts": verdicts(next_item, outcomes) + ([f"item_knn is {without}"] if without else []),
         "next_item": next_item,
+        "lists": list_figures(evaluation.writers["lists"].url, counts.training, options.headline_k),
         "outcomes": outcomes,
-        "protocol": {
-            "split": settings.split.model_dump(mode="json") | (split.describe() if split else {}),
-            "ranking": "full catalogue; the first event after the cutoff that has an item"
-            + (f" and an action among {settings.target_actions}" if settings.target_actions else "")
-            + (", seen items left out" if options.exclude_seen else ", seen items kept"),
-            "interval": f"95 %, {options.num_resamples} bootstrap resamples of users",
-            "seed": settings.seed,
-        },
+        "protocol": describe_protocol(settings, evaluation.split, without),
         "data": storage.read_json(storage.join(store.url, QUALITY_REPORT_NAME)),
         "models": _model_facts([*evaluation.model_urls.values(), *evaluation.task_urls.values()]),
         "settings": settings.model_dump(mode="json"),

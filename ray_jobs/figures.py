@@ -1,6 +1,6 @@
 """Figures of the report: metrics and intervals from per-user results, and what they amount to in words.
 
-Pure functions over tables. Invariant: whatever is worse than its baseline is said to be so.
+Figures of lists are in `ray_jobs.list_figures`. Invariant: whatever is worse than its baseline is said to be so.
 """
 
 from typing import Any
@@ -16,8 +16,11 @@ from model.metrics import (
     bootstrap_area_gain,
     bootstrap_mean,
     log_loss,
+    ndcg_at,
     ranking_metrics,
+    recall_at,
 )
+from model.popularity import GROUPS
 from ray_jobs.config import BASELINES, EvaluationSettings
 
 _CALIBRATION_BINS = 10
@@ -25,32 +28,87 @@ _CURVE_POINTS = 50
 
 
 def next_item_figures(url: str, options: EvaluationSettings, seed: int) -> dict[str, Any]:
-    """Ranking metrics of every model and baseline, from the per-user ranks at a URL."""
+    """Ranking metrics of every model and baseline, from the per-user ranks at a URL, for all users and in slices."""
     table = pa.concat_tables(iter_buckets(url), promote_options="permissive")
-    rankers = [name.removeprefix("rank_") for name in table.column_names if name.startswith("rank_")]
-    figures: dict[str, Any] = {"num_users": table.num_rows, "rankers": {}}
-    for name in rankers:
-        ranks = table.column(f"rank_{name}").to_numpy()
-        values = ranking_metrics(ranks, options.ks)
+    ranks = {
+        name.removeprefix("rank_"): table.column(name).to_numpy()
+        for name in table.column_names
+        if name.startswith("rank_")
+    }
+    k = options.headline_k
+    figures: dict[str, Any] = {"num_users": table.num_rows, "rankers": {}, "headline": f"ndcg_at_{k}"}
+    for name, own in ranks.items():
+        values = ranking_metrics(own, options.ks)
         figures["rankers"][name] = {
             metric: _with_interval(value, seed, options.num_resamples) for metric, value in values.items()
         }
-    ndcg = f"ndcg_at_{_headline_k(options.ks)}"
-    figures["headline"] = ndcg
-    best_baseline = np.stack(
-        [ranking_metrics(table.column(f"rank_{name}").to_numpy(), options.ks)[ndcg] for name in BASELINES]
-    )
-    for name in set(rankers) - set(BASELINES):
-        own = ranking_metrics(table.column(f"rank_{name}").to_numpy(), options.ks)[ndcg]
-        gains = {base: own - best_baseline[place] for place, base in enumerate(BASELINES)}
+    baselines = [name for name in BASELINES if name in ranks]
+    figures["best_baseline"] = _best(figures["rankers"], baselines, figures["headline"])
+    for name in set(ranks) - set(baselines):
         figures["rankers"][name]["gain_over"] = {
-            base: _with_interval(gain, seed, options.num_resamples) for base, gain in gains.items()
+            base: _gain(ranks[name], ranks[base], k, options, seed) for base in baselines
         }
+    figures["slices"] = [
+        {"by": by, "name": name} | _slice_figures({key: own[users] for key, own in ranks.items()}, options, seed)
+        for by, parts in slices_of(table, options.rare_events).items()
+        for name, users in parts.items()
+    ]
     return figures
 
 
-def _headline_k(ks: tuple[int, ...]) -> int:
-    return 10 if 10 in ks else ks[0]
+def slices_of(table: pa.Table, rare_events: int) -> dict[str, dict[str, np.ndarray]]:
+    """Users [B] that are in each slice, by what the slices go by; each user is in one of each kind.
+
+    Args:
+        table: per-user ranks, with history_length, target_group and target_training_events.
+        rare_events: training events up to which a target is rare.
+    """
+    length = table.column("history_length").to_numpy()
+    group = np.asarray(table.column("target_group").to_pylist(), object)
+    events = table.column("target_training_events").to_numpy()
+    return {
+        "length of history": _quarters(length),
+        "popularity of the target": {f"{name} items": group == name for name in GROUPS},
+        "training events of the target": {
+            "new (none)": events == 0,
+            f"rare (1 to {rare_events})": (events > 0) & (events <= rare_events),
+            f"known (more than {rare_events})": events > rare_events,
+        },
+    }
+
+
+def _quarters(length: np.ndarray) -> dict[str, np.ndarray]:
+    """Quarters of the users by a count, fewer where many users share one."""
+    if not len(length):
+        return {}
+    tops = np.unique(np.quantile(length, [0.25, 0.5, 0.75, 1], method="lower")).tolist()
+    bottoms = [int(length.min()), *(int(length[length > top].min()) for top in tops[:-1])]
+    names = [f"{low:,} to {top:,} events" if low < top else f"{top:,} event{'s' if top > 1 else ''}"
+             for low, top in zip(bottoms, tops, strict=True)]  # fmt: skip
+    return {name: (length >= low) & (length <= top) for name, low, top in zip(names, bottoms, tops, strict=True)}
+
+
+def _slice_figures(ranks: dict[str, np.ndarray], options: EvaluationSettings, seed: int) -> dict[str, Any]:
+    """Headline NDCG and recall of every ranker, and gains of models over the baseline that is best here."""
+    k, num_users = options.headline_k, len(next(iter(ranks.values())))
+    rankers: dict[str, Any] = {}
+    for name, own in ranks.items():
+        values = {f"ndcg_at_{k}": ndcg_at(own, k), f"recall_at_{k}": recall_at(own, k)}
+        rankers[name] = {metric: _with_interval(value, seed, options.num_resamples) for metric, value in values.items()}
+    best = _best(rankers, [name for name in BASELINES if name in ranks], f"ndcg_at_{k}")
+    for name in set(ranks) - set(BASELINES):
+        rankers[name]["gain_over"] = {best: _gain(ranks[name], ranks[best], k, options, seed)}
+    return {"num_users": num_users, "best_baseline": best, "rankers": rankers}
+
+
+def _best(rankers: dict[str, Any], names: list[str], metric: str) -> str:
+    """The ranker of the largest value, the first of equal ones; the first too where there are no values."""
+    return max(names, key=lambda name: np.nan_to_num(rankers[name][metric]["value"]))
+
+
+def _gain(own: np.ndarray, other: np.ndarray, k: int, options: EvaluationSettings, seed: int) -> dict[str, float]:
+    """NDCG of one ranker minus that of another, user by user."""
+    return _with_interval(ndcg_at(own, k) - ndcg_at(other, k), seed, options.num_resamples)
 
 
 def _with_interval(values: np.ndarray, seed: int, num_resamples: int) -> dict[str, float]:
@@ -126,13 +184,17 @@ def _roc(label: np.ndarray, scores: np.ndarray) -> list[tuple[float, float]]:
 
 
 def verdicts(next_item: dict[str, Any], outcomes: dict[str, Any]) -> list[str]:
-    """What the figures amount to, one sentence a model and a baseline."""
+    """What the figures amount to: a sentence for each model and baseline, the best baseline first, then each slice in
+    which a model loses to the baseline that is best there; then a sentence for each outcome.
+    """
     lines = []
-    headline = next_item["headline"]
+    headline, best = next_item["headline"], next_item.get("best_baseline")
     for name, metrics in next_item["rankers"].items():
-        for base, gain in metrics.get("gain_over", {}).items():
-            own, other = metrics[headline]["value"], next_item["rankers"][base][headline]["value"]
-            lines.append(f"{name} {_compared(gain)} {base} in {headline}: {own:.4f} against {other:.4f}")
+        gains = metrics.get("gain_over", {})
+        for base in sorted(gains, key=lambda base: base != best):
+            compared = f"{name} {_compared(gains[base])} {base}{', the best baseline,' if base == best else ''}"
+            lines.append(f"{compared} in {headline}: {_against(next_item['rankers'], name, base, headline)}")
+    lines += _losses_in_slices(next_item)
     for name, figures in outcomes.items():
         own, feature = figures["auc"], figures["best_feature"]
         lines.append(
@@ -140,6 +202,22 @@ def verdicts(next_item: dict[str, Any], outcomes: dict[str, Any]) -> list[str]:
             f"{own['value']:.4f} against {feature['auc']['value']:.4f}"
         )
     return lines
+
+
+def _losses_in_slices(next_item: dict[str, Any]) -> list[str]:
+    headline = next_item["headline"]
+    return [
+        f"{name} loses to {base} by {part['by']}, {part['name']} ({part['num_users']:,} users), in {headline}: "
+        f"{_against(part['rankers'], name, base, headline)}"
+        for part in next_item.get("slices", [])
+        for name, metrics in part["rankers"].items()
+        for base, gain in metrics.get("gain_over", {}).items()
+        if gain["high"] < 0
+    ]
+
+
+def _against(rankers: dict[str, Any], name: str, base: str, metric: str) -> str:
+    return f"{rankers[name][metric]['value']:.4f} against {rankers[base][metric]['value']:.4f}"
 
 
 def _compared(gain: dict[str, float]) -> str:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from data_io.config import LeaveOneOut, SettingsError, TimeSplit
 from model.config import NextItemTask
 from ray_jobs.cli import JOBS
-from ray_jobs.config import JOB_SECTIONS, Settings, explain, job_settings_type, read_settings
+from ray_jobs.config import JOB_SECTIONS, RESERVED_NAMES, Settings, explain, job_settings_type, read_settings
 
 
 def read_text(folder: Path, text: str) -> Settings:
@@ -136,9 +136,9 @@ def test_a_cutoff_without_a_zone_is_compared_as_utc() -> None:
     assert "must lie before" in explain_content(split={"kind": "time", **cutoffs})
 
 
-@pytest.mark.parametrize("name", ["encoder", "next_item", "popularity", "own_history"])
+@pytest.mark.parametrize("name", RESERVED_NAMES)
 def test_a_task_may_not_take_a_name_that_means_something_else(name: str) -> None:
-    """encoder is the pretrained model's name, next_item a table of the evaluation, the others are baselines."""
+    """encoder is the pretrained model, next_item and lists are tables of the evaluation, the others are baselines."""
     assert "finetune.name" in explain_content(finetune={"name": name})
 
 

@@ -31,9 +31,28 @@ def publish(tmp_path: Path) -> Publish:
     return run
 
 
-def make_ranks(**ranks: list[int]) -> pa.Table:
-    columns = {f"rank_{name}": np.array(values, np.int64) for name, values in ranks.items()}
-    return pa.table({"user_id": [str(row) for row in range(len(next(iter(ranks.values()))))], **columns})
+def make_ranks(
+    *,
+    length: list[int] | None = None,
+    group: list[str] | None = None,
+    events: list[int] | None = None,
+    **ranks: list[int],
+) -> pa.Table:
+    """Users with these ranks; unless given, with one event each and a target that is a head item with nine."""
+    size = len(next(iter(ranks.values())))
+    columns: dict[str, Any] = {f"rank_{name}": np.array(values, np.int64) for name, values in ranks.items()}
+    columns |= {
+        "user_id": pa.array([str(row) for row in range(size)], pa.string()),
+        "history_length": np.array(length or [1] * size, np.int64),
+        "target_group": pa.array(group or ["head"] * size, pa.string()),
+        "target_training_events": np.array(events or [9] * size, np.int64),
+    }
+    return pa.table(columns)
+
+
+def slice_named(figures: dict[str, Any], by: str, name: str) -> dict[str, Any]:
+    (found,) = [part for part in figures["slices"] if (part["by"], part["name"]) == (by, name)]
+    return found
 
 
 def make_outcomes(stage: str, outcome: list[int], probability: list[float], **features: list[float]) -> pa.Table:
@@ -99,6 +118,66 @@ def test_no_user_with_a_target_gives_no_number_and_no_winner(publish: Publish) -
     assert all("is not clearly apart from" in line for line in verdicts(figures, {}))
 
 
+def test_models_are_held_against_every_baseline_there_is_and_the_best_is_named(publish: Publish) -> None:
+    table = make_ranks(encoder=[2, 2], popularity=[9, 9], own_history=[3, 3], item_knn=[1, 4])
+    figures = next_item_figures(publish(table), OPTIONS, seed=0)
+    assert figures["best_baseline"] == "item_knn"
+    assert list(figures["rankers"]["encoder"]["gain_over"]) == ["popularity", "own_history", "item_knn"]
+    assert "item_knn, the best baseline, in ndcg_at_10" in verdicts(figures, {})[0]
+
+
+def test_slices_hold_each_user_once_and_their_own_figures(publish: Publish) -> None:
+    table = make_ranks(
+        encoder=[1, 1, 99, 99],
+        popularity=[99, 99, 99, 1],
+        own_history=[99, 1, 1, 99],
+        length=[1, 2, 3, 40],
+        group=["head", "head", "middle", "tail"],
+        events=[9, 6, 5, 0],
+    )
+    figures = next_item_figures(publish(table), OPTIONS, seed=0)
+    users = {by: [] for by in ("length of history", "popularity of the target", "training events of the target")}
+    for part in figures["slices"]:
+        users[part["by"]].append((part["name"], part["num_users"]))
+    assert users == {
+        "length of history": [("1 event", 1), ("2 events", 1), ("3 events", 1), ("40 events", 1)],
+        "popularity of the target": [("head items", 2), ("middle items", 1), ("tail items", 1)],
+        "training events of the target": [("new (none)", 1), ("rare (1 to 5)", 1), ("known (more than 5)", 2)],
+    }
+    head, new = (
+        slice_named(figures, "popularity of the target", "head items"),
+        slice_named(figures, "training events of the target", "new (none)"),
+    )
+    assert head["rankers"]["encoder"]["recall_at_10"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert head["rankers"]["own_history"]["ndcg_at_10"]["value"] == 0.5
+    assert (head["best_baseline"], new["best_baseline"]) == ("own_history", "popularity")
+    assert new["rankers"]["encoder"]["gain_over"] == {"popularity": {"value": -1.0, "low": -1.0, "high": -1.0}}
+
+
+def test_verdicts_name_the_slices_where_a_model_loses(publish: Publish) -> None:
+    table = make_ranks(encoder=[1, 1, 1, 9], popularity=[9, 9, 9, 1], own_history=[9] * 4, events=[9, 9, 9, 0])
+    lines = verdicts(next_item_figures(publish(table), OPTIONS, seed=0), {})
+    losses = [line for line in lines if "loses to" in line]
+    assert losses == [
+        "encoder loses to popularity by training events of the target, new (none) (1 users), in ndcg_at_10: "
+        "0.3010 against 1.0000"
+    ]
+
+
+def test_quarters_of_equal_lengths_are_one(publish: Publish) -> None:
+    table = make_ranks(encoder=[1] * 8, popularity=[1] * 8, length=[2, 2, 2, 2, 2, 2, 3, 9])
+    figures = next_item_figures(publish(table), OPTIONS, seed=0)
+    named = [(part["name"], part["num_users"]) for part in figures["slices"] if part["by"] == "length of history"]
+    assert named == [("2 events", 6), ("3 to 9 events", 2)]
+
+
+def test_a_slice_without_users_has_no_number(publish: Publish) -> None:
+    figures = next_item_figures(publish(make_ranks(encoder=[1], popularity=[1])), OPTIONS, seed=0)
+    part = slice_named(figures, "popularity of the target", "tail items")
+    assert part["num_users"] == 0
+    assert math.isnan(part["rankers"]["encoder"]["ndcg_at_10"]["value"])
+
+
 def test_an_outcome_is_measured_on_test_users(publish: Publish) -> None:
     validation = make_outcomes("validation", [0, 0, 0, 1], [0.9, 0.9, 0.9, 0.1])
     test = make_outcomes("test", [0, 1, 0, 1], [0.2, 0.8, 0.2, 0.8])
@@ -157,9 +236,10 @@ def test_verdicts_say_better_worse_and_neither() -> None:
         "popularity": make_metrics(0.1),
         "own_history": make_metrics(0.35),
     }
-    assert verdicts({"headline": "ndcg_at_10", "rankers": rankers}, {}) == [
+    figures = {"headline": "ndcg_at_10", "best_baseline": "own_history", "rankers": rankers}
+    assert verdicts(figures, {}) == [
+        "encoder loses to own_history, the best baseline, in ndcg_at_10: 0.2000 against 0.3500",
         "encoder beats popularity in ndcg_at_10: 0.2000 against 0.1000",
-        "encoder loses to own_history in ndcg_at_10: 0.2000 against 0.3500",
         "next_movie is not clearly apart from popularity in ndcg_at_10: 0.1000 against 0.1000",
     ]
 
