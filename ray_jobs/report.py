@@ -11,6 +11,8 @@ from ray_jobs.plots import new_figure, to_svg
 
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 _MODEL_COLOUR, _BASELINE_COLOUR = "#2563eb", "#9ca3af"
+_MORE_MODEL_COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#db2777")
+_BASELINE_STYLES = ("-", ":", "--", "-.")
 
 
 def write_report(url: str, report: dict[str, Any]) -> None:
@@ -42,14 +44,14 @@ def plot_ranking(figures: dict[str, Any]) -> str:
 def plot_recall(figures: dict[str, Any]) -> str:
     """Recall over K for every ranker, as SVG."""
     figure, axes = new_figure()
-    for name, metrics in figures["rankers"].items():
+    for place, (name, metrics) in enumerate(figures["rankers"].items()):
         points = sorted(
             (int(metric.rsplit("_", 1)[1]), value["value"])
             for metric, value in metrics.items()
             if metric.startswith("recall")
         )
-        style = "--" if name == "own_history" else "-"
-        axes.plot(*zip(*points, strict=True), marker="o", linestyle=style, color=_colour(name), label=name)
+        style, colour = _style(name, place)
+        axes.plot(*zip(*points, strict=True), marker="o", linestyle=style, color=colour, label=name)
     axes.set_xlabel("K")
     axes.set_ylabel("recall at K")
     axes.set_ylim(bottom=0)
@@ -79,6 +81,13 @@ def plot_calibration(figures: dict[str, Any]) -> str:
     axes.set_xlabel("predicted probability")
     axes.set_ylabel("observed rate")
     return to_svg(figure)
+
+
+def _style(name: str, place: int) -> tuple[str, str]:
+    """Line and colour of a ranker: baselines differ by their line, models by their colour."""
+    if name in BASELINES:
+        return _BASELINE_STYLES[BASELINES.index(name) % len(_BASELINE_STYLES)], _BASELINE_COLOUR
+    return "-", _MORE_MODEL_COLOURS[place % len(_MORE_MODEL_COLOURS)]
 
 
 def _colour(name: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import jinja2
 import pytest
 
+from ray_jobs.config import Settings
+from ray_jobs.protocol import describe_protocol
 from ray_jobs.report import plot_calibration, plot_ranking, plot_recall, plot_roc, write_report
 
 
@@ -21,7 +23,22 @@ def make_next_item() -> dict[str, Any]:
         name: {metric: make_interval(value) for metric in metrics} for name, value in values.items()
     }
     rankers["encoder"]["gain_over"] = {"popularity": make_interval(0.15), "own_history": make_interval(0.05)}
-    return {"num_users": 1_234, "headline": "ndcg_at_10", "rankers": rankers}
+    figures = {"num_users": 1_234, "headline": "ndcg_at_10", "best_baseline": "own_history", "rankers": rankers}
+    return figures | {"slices": [make_slice("head items", 1_000, 0.3), make_slice("tail items", 0, float("nan"))]}
+
+
+def make_slice(name: str, num_users: int, value: float) -> dict[str, Any]:
+    metrics = {metric: make_interval(value) for metric in ("ndcg_at_10", "recall_at_10")}
+    rankers = {ranker: dict(metrics) for ranker in ("encoder", "popularity", "own_history")}
+    rankers["encoder"] = rankers["encoder"] | {"ndcg_at_10": make_interval(value + 0.1), "gain_over": {}}
+    facts = {"by": "popularity of the target", "name": name, "num_users": num_users}
+    return facts | {"best_baseline": "popularity", "rankers": rankers}
+
+
+def make_lists() -> dict[str, Any]:
+    values = {"coverage": 0.1234, "novelty_bits": 7.5, "popularity_percentile": 91.5}
+    histories = {"histories_novelty_bits": 8.5, "histories_popularity_percentile": 80.0}
+    return {"k": 10, "rankers": {"encoder": values, "popularity": values | {"coverage": float("nan")}}} | histories
 
 
 def make_outcome() -> dict[str, Any]:
@@ -51,7 +68,8 @@ def make_report(**parts: Any) -> dict[str, Any]:
         "verdicts": ["encoder loses to own_history in ndcg_at_10: 0.1 against 0.2"],
         "next_item": make_next_item(),
         "outcomes": {"purchase_7d": make_outcome()},
-        "protocol": {"ranking": "full catalogue", "interval": "95 %, 50 resamples"},
+        "lists": make_lists(),
+        "protocol": describe_protocol(Settings(), None, "left out: too many pairs"),
         "data": data,
         "models": {"encoder": {"fingerprint": "c0ffee"}},
         "settings": {"run_dir": "runs/x"},
@@ -80,6 +98,36 @@ def test_the_page_shows_figures_with_their_intervals(page: str) -> None:
 
 def test_the_page_says_what_is_worse(page: str) -> None:
     assert "<li>encoder loses to own_history in ndcg_at_10: 0.1 against 0.2</li>" in page
+
+
+def test_slices_show_each_ranker_and_the_best_of_a_column_is_bold(page: str) -> None:
+    section = page.split("<h3>By popularity of the target</h3>")[1].split("</table>")[0]
+    assert "head items<br><small>1,000 users" in section
+    assert "tail items<br><small>0 users" in section
+    assert '<td>encoder</td><td><b>0.4000</b> <span class="interval">[0.3900, 0.4100]' in section
+    assert "<td>own_history</td><td>0.3000 " in section
+    assert "nan" not in page
+
+
+def test_lists_stand_beside_histories(page: str) -> None:
+    assert "<td>encoder</td><td>12.34</td><td>7.50</td><td>91.5</td><td>+11.5</td>" in page
+    assert "<td>(histories)</td><td></td><td>8.50</td><td>80.0</td>" in page
+
+
+def test_the_protocol_says_in_words_what_was_done(page: str) -> None:
+    section = page.split('<h2 id="protocol">')[1].split("</dl>")[0]
+    for words in (
+        "Leave-one-out",
+        "seen items kept",
+        "Items of equal score go by",
+        "item_knn: left out: too many pairs",
+    ):
+        assert words in section
+    assert re.search(r"1000 bootstrap resamples.*Seed</dt><dd>0,", section, re.DOTALL)
+
+
+def test_tables_scroll_in_a_box_of_their_own(page: str) -> None:
+    assert page.count("<table>") == page.count('<div class="wide"><table>') > 4
 
 
 def test_rows_add_up_on_the_page(page: str) -> None:
