@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from data_io.batch import NUM_TIME_BUCKETS
 from data_io.schema import FIRST_INDEX, PADDING_INDEX
+from model.losses import catalogue_loss
 
 
 class ItemTable(nn.Module):
@@ -19,15 +20,31 @@ class ItemTable(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocabulary_size, hidden_size))
 
-    def forward(self, item_index: Tensor | None = None, states: Tensor | None = None) -> Tensor:
-        """Vectors [..., D] of items; or, given states [..., D], scores [..., V] of all items.
+    def forward(
+        self,
+        item_index: Tensor | None = None,
+        states: Tensor | None = None,
+        targets: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> Tensor:
+        """Vectors of items, or scores of all items, or losses against all items, by what is given.
 
-        Padding and unknown score minus infinity: they are never recommended.
+        Args:
+            item_index: [...] items; gives their vectors [..., D].
+            states: [..., D]; gives scores [..., V] of all items, minus infinity for padding and unknown, which are
+                never recommended.
+            targets: [P] an item for each of states [P, D]; gives losses [P], see `model.losses.catalogue_loss`.
+            label_smoothing: of these losses.
+
+        Raises:
+            ValueError: neither items nor states are given.
         """
         if item_index is not None:
             return F.embedding(item_index, self.weight, padding_idx=PADDING_INDEX)
         if states is None:
             raise ValueError("ItemTable needs item_index or states")
+        if targets is not None:
+            return catalogue_loss(states, self.weight, targets, label_smoothing)
         scores = F.linear(states, self.weight).float()
         unreal = torch.arange(scores.shape[-1], device=scores.device) < FIRST_INDEX
         return scores.masked_fill(unreal, float("-inf"))

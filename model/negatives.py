@@ -1,17 +1,26 @@
-"""Negatives: the items a sampled softmax holds the target against.
+"""Negatives: the items a sampled loss holds the target against.
 
-A shared pool of N negatives is drawn partly evenly and partly from the targets of the batch, so by popularity; each
-pool entry is corrected by how often it is expected there. The target itself is not drawn and not corrected (Khrylchenko
-et al. 2025, "Correcting the LogQ Correction", arXiv 2507.09331). Invariant: an item is never its own negative.
+A pool of N negatives, shared by the positions of a micro-batch, is drawn partly evenly and partly from its targets, so
+by popularity. How often each is expected there is known, for the loss to correct (see `model.losses`).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from data_io.schema import FIRST_INDEX
-from model.config import SampledSoftmax
-from model.embedding import ItemTable
+
+
+class Negatives(NamedTuple):
+    """A pool of negatives."""
+
+    items: Tensor
+    """[N] items, those drawn evenly first."""
+    log_expected: Tensor
+    """[N] log of the expected number of each in the pool, for a position that has another target."""
+    num_uniform: int
+    """How many were drawn evenly."""
 
 
 class NegativeSampler(nn.Module):
@@ -20,36 +29,25 @@ class NegativeSampler(nn.Module):
     share: Tensor
     """[V] share of each item among all events."""
 
-    def __init__(self, settings: SampledSoftmax, item_counts: Tensor) -> None:
+    def __init__(self, num_uniform: int, num_in_batch: int, item_counts: Tensor) -> None:
         super().__init__()
-        self.settings = settings
+        self.num_uniform = num_uniform
+        self.num_in_batch = num_in_batch
         self.register_buffer("share", item_counts.float() / item_counts.sum().clamp(min=1), persistent=False)
 
-    def forward(self, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Negatives [N] and the log of their expected number in the pool [N], from targets [P]."""
-        device, vocabulary_size = targets.device, len(self.share)
-        uniform = torch.randint(FIRST_INDEX, vocabulary_size, (self.settings.num_uniform,), generator=generator)
-        pool = [uniform.to(device)]
-        num_in_batch = self.settings.num_in_batch if len(targets) else 0
-        if num_in_batch:
-            pool.append(targets[torch.randint(len(targets), (num_in_batch,), generator=generator).to(device)])
-        negatives = torch.cat(pool)
-        evenly = self.settings.num_uniform / (vocabulary_size - FIRST_INDEX)
-        return negatives, torch.log(evenly + num_in_batch * self.share[negatives])
+    def forward(self, targets: Tensor, generator: torch.Generator) -> Negatives:
+        """A pool for targets [P].
 
-
-def sampled_softmax_loss(
-    states: Tensor, targets: Tensor, item_table: ItemTable, negatives: Tensor, log_expected: Tensor
-) -> Tensor:
-    """[P] sampled-softmax loss of each position.
-
-    Args:
-        states: [P, D]. targets: [P]. negatives: [N], shared by all positions.
-        item_table: of the encoder.
-        log_expected: [N] log of the expected number of each negative in the pool.
-    """
-    positive = (states * item_table(targets)).sum(dim=1, keepdim=True).float()
-    against = (states @ item_table(negatives).T).float() - log_expected
-    against = against.masked_fill(negatives[None, :] == targets[:, None], float("-inf"))
-    scores = torch.cat([positive, against], dim=1)
-    return F.cross_entropy(scores, torch.zeros_like(targets), reduction="none")
+        One in P draws from the batch gives a position its own target, which does not count there; so of what the batch
+        adds to the pool, another item can expect only the rest.
+        """
+        device, num_targets = targets.device, len(targets)
+        pool = [torch.randint(FIRST_INDEX, len(self.share), (self.num_uniform,), generator=generator).to(device)]
+        from_others = 0.0
+        if num_targets and self.num_in_batch:
+            places = torch.randint(num_targets, (self.num_in_batch,), generator=generator)
+            pool.append(targets[places.to(device)])
+            from_others = self.num_in_batch * (1 - 1 / num_targets)
+        items = torch.cat(pool)
+        evenly = self.num_uniform / (len(self.share) - FIRST_INDEX)
+        return Negatives(items, torch.log(evenly + from_others * self.share[items]), self.num_uniform)

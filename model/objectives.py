@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_io.batch import ITEM_INDEX, OUTCOME, PADDING_MASK, TARGET_ITEM_INDEX
+from data_io.config import SettingsError
 from data_io.schema import FIRST_INDEX
-from model.config import FullSoftmax, SampledSoftmax
+from model.config import AutoSoftmax, BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
 from model.encoder import ClickformerEncoder, TensorBatch, choosable_events, event_inputs
 from model.heads import ClickformerForOutcome
-from model.negatives import NegativeSampler, sampled_softmax_loss
+from model.losses import Correction, gbce_exponent, generalised_bce_loss, sampled_softmax_loss
+from model.negatives import NegativeSampler
 from model.repeat import mix_losses
 
 
@@ -30,25 +32,58 @@ class Objective(Protocol):
 
 
 class ItemLoss(nn.Module):
-    """Cross-entropy of states against their target items, over the catalogue or over sampled negatives."""
+    """What a state costs that is held against its target item: one of `model.losses`, as the settings say."""
 
-    def __init__(self, softmax: FullSoftmax | SampledSoftmax, item_counts: Tensor) -> None:
+    def __init__(self, softmax: SoftmaxSettings, item_counts: Tensor) -> None:
         super().__init__()
-        self.sampler = NegativeSampler(softmax, item_counts) if isinstance(softmax, SampledSoftmax) else None
+        self.num_items = len(item_counts) - FIRST_INDEX
+        self.softmax = softmax.resolve(self.num_items) if isinstance(softmax, AutoSoftmax) else softmax
+        self.sampler = _make_sampler(self.softmax, item_counts)
 
     def forward(self, encoder: ClickformerEncoder, states: Tensor, targets: Tensor, seed: int) -> Tensor:
         """Loss [P] of states [P, D] with targets [P]."""
-        if self.sampler is None:
-            return F.cross_entropy(encoder.item_table(states=states), targets, reduction="none")
-        negatives, log_expected = self.sampler(targets, torch.Generator().manual_seed(seed))
-        return sampled_softmax_loss(states, targets, encoder.item_table, negatives, log_expected)
+        if isinstance(self.softmax, FullSoftmax):
+            return encoder.item_table(states=states, targets=targets, label_smoothing=self.softmax.label_smoothing)
+        assert self.sampler is not None
+        pool = self.sampler(targets, torch.Generator().manual_seed(seed))
+        positives, negatives = encoder.item_table(torch.cat([targets, pool.items])).tensor_split([len(targets)])
+        if isinstance(self.softmax, BinaryLoss):
+            exponent = gbce_exponent(self.softmax.num_negatives, self.num_items, self.softmax.calibration)
+            return generalised_bce_loss(states, positives, negatives, pool.items == targets[:, None], exponent)
+        correction = Correction(pool.items, targets, pool.log_expected)
+        smoothing = self.softmax.label_smoothing
+        return sampled_softmax_loss(states, positives, negatives, correction, pool.num_uniform, smoothing)
+
+
+def _make_sampler(softmax: FullSoftmax | SampledSoftmax | BinaryLoss, item_counts: Tensor) -> NegativeSampler | None:
+    match softmax:
+        case FullSoftmax():
+            return None
+        case SampledSoftmax(num_uniform=num_uniform, num_in_batch=num_in_batch):
+            return NegativeSampler(num_uniform, num_in_batch, item_counts)
+        case BinaryLoss(num_negatives=num_negatives):
+            return NegativeSampler(num_negatives, 0, item_counts)
+
+
+def check_repeats(softmax: SoftmaxSettings, repeats: bool) -> None:
+    """Refuse what cannot be mixed.
+
+    Raises:
+        SettingsError: the loss gives no probability over items, and the encoder chooses items again by one.
+    """
+    if isinstance(softmax, BinaryLoss) and repeats:
+        raise SettingsError(
+            "softmax kind gbce gives no probability over items, and so cannot be mixed with choosing items again: "
+            "set encoder.repeats to false, or choose kind full or sampled"
+        )
 
 
 class ItemObjective(nn.Module):
-    """What item objectives share: the encoder, and the loss of a mixture of choosing anew and choosing again."""
+    """What item objectives share: the encoder, and the loss of choosing anew, mixed with choosing again if it can."""
 
     def __init__(self, encoder: ClickformerEncoder, item_loss: ItemLoss) -> None:
         super().__init__()
+        check_repeats(item_loss.softmax, encoder.repeat_choice is not None)
         self.encoder = encoder
         self.item_loss = item_loss
 
@@ -56,9 +91,11 @@ class ItemObjective(nn.Module):
         """Summed loss over positions whose target [B, T] is not 0."""
         states = self.encoder(**inputs)
         wanted = targets > 0
+        anew = self.item_loss(self.encoder, states[wanted], targets[wanted], seed)
+        if self.encoder.repeat_choice is None:
+            return anew.sum()
         repeats = self.encoder.repeat_choice(states, choosable_events(inputs))
         again = repeats.log_probability(inputs[ITEM_INDEX], targets)[wanted]
-        anew = self.item_loss(self.encoder, states[wanted], targets[wanted], seed)
         return mix_losses(anew, again, repeats.gate[wanted]).sum()
 
 

@@ -14,7 +14,7 @@ from data_io.sequences import Sequences
 from data_io.splits import Split, history_ends
 from data_io.store import SequenceStore
 from model.checkpoint import load_model
-from model.config import FrozenEncoder, FullEncoder, FullSoftmax, MaskedItem, NextItem, SampledSoftmax, TopLayers
+from model.config import FrozenEncoder, FullEncoder, MaskedItem, NextItem, SoftmaxSettings, TopLayers
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import free_parameters
 from model.metrics import ndcg_at
@@ -32,7 +32,7 @@ class ItemLearning:
 
     store: SequenceStore
     split: Split
-    softmax: FullSoftmax | SampledSoftmax
+    softmax: SoftmaxSettings
     objective: NextItem | MaskedItem
     encoder_config: dict[str, Any]
     target_actions: list[str] | None

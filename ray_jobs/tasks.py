@@ -1,14 +1,13 @@
 """From the settings of a run to what its jobs learn."""
 
-from typing import Any
-
 from data_io.config import SettingsError
 from data_io.schema import FIRST_INDEX
 from data_io.splits import Split
 from data_io.store import SequenceStore
 from model.checkpoint import load_model
-from model.config import EncoderSettings, FullEncoder, MaskedItem, NextItem, NextItemTask, OutcomeTask, SampledSoftmax
+from model.config import EncoderSettings, FullEncoder, MaskedItem, NextItem, NextItemTask, OutcomeTask, SoftmaxSettings
 from model.heads import free_parameters
+from model.objectives import check_repeats
 from ray_jobs.config import Settings
 from ray_jobs.item_learning import ItemLearning
 from ray_jobs.learning import Learning, check_vocabulary
@@ -25,7 +24,7 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         "num_actions": len(store.actions) + FIRST_INDEX,
         "attention": "bidirectional" if masked else "causal",
     }
-    _check_negatives(settings.pretrain.softmax, store)
+    _check_softmax(settings.pretrain.softmax, store, settings.encoder.repeats)
     store.action_indices(settings.target_actions)
     return ItemLearning(
         store=store,
@@ -60,7 +59,7 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
                 raise SettingsError(
                     "finetune.task next_item needs a causal encoder, and this one was pretrained with masked_item"
                 )
-            _check_negatives(softmax, store)
+            _check_softmax(softmax, store, saved.encoder.config.repeats)
             return ItemLearning(
                 store=store,
                 split=split,
@@ -88,6 +87,7 @@ def _encoder_fields() -> tuple[str, ...]:
     return tuple(EncoderSettings.model_fields)
 
 
-def _check_negatives(softmax: Any, store: SequenceStore) -> None:
-    if isinstance(softmax, SampledSoftmax) and store.vocabulary.size <= FIRST_INDEX + 1:
-        raise SettingsError("softmax kind sampled needs at least two items in the vocabulary; use kind full")
+def _check_softmax(softmax: SoftmaxSettings, store: SequenceStore, repeats: bool) -> None:
+    if softmax.kind in ("sampled", "gbce") and store.vocabulary.size <= FIRST_INDEX + 1:
+        raise SettingsError(f"softmax kind {softmax.kind} needs at least two items in the vocabulary; use kind full")
+    check_repeats(softmax, repeats)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_io.batch import Batch
-from model.config import FullSoftmax, SampledSoftmax
+from model.config import BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
 from model.embedding import EventEmbedding, ItemTable
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.engine import parameter_groups, to_tensors
@@ -31,16 +31,18 @@ def test_fresh_padding_row_is_zero_and_other_rows_are_not(table: str) -> None:
 
 
 @pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("softmax", [FullSoftmax(), SampledSoftmax(num_uniform=8, num_in_batch=4)])
+@pytest.mark.parametrize(
+    "softmax", [FullSoftmax(label_smoothing=0.1), SampledSoftmax(num_uniform=8, num_in_batch=4), BinaryLoss()]
+)
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_padding_row_never_receives_gradient(
     make_encoder: MakeEncoder,
     make_batch: MakeBatch,
     attention: str,
-    softmax: FullSoftmax | SampledSoftmax,
+    softmax: SoftmaxSettings,
     table: str,
 ) -> None:
-    encoder = make_encoder(attention=attention)
+    encoder = make_encoder(attention=attention, repeats=not isinstance(softmax, BinaryLoss))
     item_loss = ItemLoss(softmax, torch.ones(12))
     masked = attention == "bidirectional"
     objective = MaskedItemObjective(encoder, item_loss, 0.5) if masked else NextItemObjective(encoder, item_loss)
@@ -71,6 +73,14 @@ def test_scores_are_dot_products_and_minus_infinity_for_padding_and_unknown() ->
     scores = table(states=states)
     torch.testing.assert_close(scores[:, 2:], states @ table.weight[2:].T)
     assert (scores[:, :2] == float("-inf")).all()
+
+
+def test_losses_are_those_of_the_scores() -> None:
+    table = ItemTable(5, 4)
+    torch.nn.init.normal_(table.weight)
+    states, targets = torch.randn(3, 4), torch.tensor([2, 4, 3])
+    expected = torch.nn.functional.cross_entropy(table(states=states), targets, reduction="none")
+    torch.testing.assert_close(table(states=states, targets=targets), expected)
 
 
 def test_item_table_asked_for_nothing_says_so() -> None:

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from data_io.batch import ITEM_INDEX, PADDING_MASK, TARGET_ITEM_INDEX, Batch
-from model.config import FullSoftmax, SampledSoftmax
+from data_io.config import SettingsError
+from model.config import AutoSoftmax, BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
 from model.encoder import ClickformerEncoder, TensorBatch, choosable_events, event_inputs
 from model.engine import to_tensors
 from model.objectives import ItemLoss, MaskedItemObjective, NextItemObjective
@@ -17,11 +18,22 @@ NUM_ITEMS = 12
 CPU = torch.device("cpu")
 MakeEncoder = Callable[..., ClickformerEncoder]
 MakeBatch = Callable[..., Batch]
-both_losses = pytest.mark.parametrize("softmax", [FullSoftmax(), SampledSoftmax(num_uniform=4, num_in_batch=4)])
+LOSSES = [
+    FullSoftmax(),
+    FullSoftmax(label_smoothing=0.1),
+    SampledSoftmax(num_uniform=4, num_in_batch=4),
+    SampledSoftmax(num_uniform=4, num_in_batch=4, label_smoothing=0.1),
+    BinaryLoss(num_negatives=4),
+]
+each_loss = pytest.mark.parametrize("softmax", LOSSES, ids=str)
 
 
-def item_loss(softmax: FullSoftmax | SampledSoftmax | None = None) -> ItemLoss:
+def item_loss(softmax: SoftmaxSettings | None = None) -> ItemLoss:
     return ItemLoss(softmax or FullSoftmax(), torch.ones(NUM_ITEMS))
+
+
+def can_repeat(softmax: SoftmaxSettings) -> bool:
+    return not isinstance(softmax, BinaryLoss)
 
 
 def rows(batch: TensorBatch, first: int, end: int) -> TensorBatch:
@@ -55,6 +67,45 @@ def test_training_loss_of_every_target_is_its_ranking_score(
         torch.testing.assert_close(-loss, scores[0, target], atol=1e-5, rtol=1e-5)
 
 
+@each_loss
+def test_without_repeats_the_loss_is_that_of_choosing_anew(
+    make_encoder: MakeEncoder, make_batch: MakeBatch, softmax: SoftmaxSettings
+) -> None:
+    encoder, batch = make_encoder(repeats=False), to_tensors(make_batch(4, 2), CPU)
+    objective = NextItemObjective(encoder, item_loss(softmax))
+    wanted = batch[TARGET_ITEM_INDEX] > 0
+    states, targets = encoder(**event_inputs(batch))[wanted], batch[TARGET_ITEM_INDEX][wanted]
+    torch.testing.assert_close(objective(batch, seed=3), item_loss(softmax)(encoder, states, targets, 3).sum())
+
+
+def test_binary_loss_is_not_mixed_with_repeats(make_encoder: MakeEncoder) -> None:
+    with pytest.raises(SettingsError, match=r"kind gbce gives no probability .* set encoder\.repeats to false"):
+        NextItemObjective(make_encoder(), item_loss(BinaryLoss()))
+
+
+@pytest.mark.parametrize(("full_up_to", "kind"), [(NUM_ITEMS - 2, "full"), (NUM_ITEMS - 3, "sampled")])
+def test_auto_is_full_up_to_so_many_items_and_sampled_beyond(full_up_to: int, kind: str) -> None:
+    chosen = item_loss(AutoSoftmax(full_up_to=full_up_to, num_uniform=3, num_in_batch=5, label_smoothing=0.2)).softmax
+    assert chosen.kind == kind
+    assert chosen in (
+        FullSoftmax(label_smoothing=0.2),
+        SampledSoftmax(num_uniform=3, num_in_batch=5, label_smoothing=0.2),
+    )
+
+
+@pytest.mark.parametrize("calibration", [0.0, 1.0])
+def test_binary_loss_of_even_scores_is_known(make_encoder: MakeEncoder, calibration: float) -> None:
+    """Every probability is a half, and alpha is three of nine."""
+    encoder, states = make_encoder(repeats=False), torch.zeros(200, 8)
+    targets = torch.full((200,), 11)
+    settings = BinaryLoss(num_negatives=3, calibration=calibration)
+    loss = item_loss(settings)(encoder, states, targets, seed=0)
+    pool = torch.randint(2, NUM_ITEMS, (3,), generator=torch.Generator().manual_seed(0))
+    exponent = 1 - calibration + calibration * 3 / 9
+    expected = (exponent + int((pool != 11).sum())) * math.log(2) / 4
+    torch.testing.assert_close(loss, torch.full((200,), expected))
+
+
 def test_sampled_negatives_follow_the_seed(make_encoder: MakeEncoder, make_batch: MakeBatch) -> None:
     objective = NextItemObjective(make_encoder(), item_loss(SampledSoftmax(num_uniform=4, num_in_batch=4)))
     batch = to_tensors(make_batch(4, 2), CPU)
@@ -82,13 +133,14 @@ def test_padding_changes_no_loss(make_encoder: MakeEncoder, make_batch: MakeBatc
     torch.testing.assert_close(objective(batch, seed=0), objective(padded, seed=0), atol=1e-4, rtol=0)
 
 
-@both_losses
+@each_loss
 def test_batch_without_target_has_loss_0_and_still_runs_backward(
-    make_encoder: MakeEncoder, make_batch: MakeBatch, softmax: FullSoftmax | SampledSoftmax
+    make_encoder: MakeEncoder, make_batch: MakeBatch, softmax: SoftmaxSettings
 ) -> None:
+    causal, both = (make_encoder(attention=way, repeats=can_repeat(softmax)) for way in ("causal", "bidirectional"))
     for objective in (
-        NextItemObjective(make_encoder(), item_loss(softmax)),
-        MaskedItemObjective(make_encoder(attention="bidirectional"), item_loss(softmax), 0.5),
+        NextItemObjective(causal, item_loss(softmax)),
+        MaskedItemObjective(both, item_loss(softmax), 0.5),
     ):
         loss = objective(to_tensors(make_batch(0), CPU), seed=0)
         loss.backward()
@@ -130,11 +182,12 @@ def test_hidden_items_leak_into_no_state_and_no_loss(make_encoder: MakeEncoder, 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
-@both_losses
+@each_loss
 def test_bfloat16_loss_and_gradient_on_a_gpu_are_finite_and_near_the_cpus(
-    make_encoder: MakeEncoder, make_batch: MakeBatch, softmax: FullSoftmax | SampledSoftmax, attention: str
+    make_encoder: MakeEncoder, make_batch: MakeBatch, softmax: SoftmaxSettings, attention: str
 ) -> None:
-    objective, batch = NextItemObjective(make_encoder(attention=attention), item_loss(softmax)), make_batch(4, 2, 0, 5)
+    encoder = make_encoder(attention=attention, repeats=can_repeat(softmax))
+    objective, batch = NextItemObjective(encoder, item_loss(softmax)), make_batch(4, 2, 0, 5)
     expected = float(objective(to_tensors(batch, CPU), seed=0))
     objective.cuda()
     with torch.autocast("cuda", dtype=torch.bfloat16):

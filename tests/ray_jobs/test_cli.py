@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from data_io.config import SettingsError
 from data_io.schema import DataContractError
+from model.config import AutoSoftmax
 from ray_jobs.cli import CONFIGS, JOBS, find_expected, main, parse_settings
 from ray_jobs.config import JOB_SECTIONS, Settings
 
@@ -124,7 +125,7 @@ def test_the_command_line_overrides_the_file(settings_file: str) -> None:
 
 def test_the_command_line_overrides_a_setting_of_a_variant(settings_file: str) -> None:
     settings = parse_settings("pretrain", [settings_file, "--pretrain.softmax.num-uniform", "7"])
-    assert settings.pretrain.softmax.model_dump() == {"kind": "sampled", "num_uniform": 7, "num_in_batch": 512}
+    assert settings.pretrain.softmax == AutoSoftmax(num_uniform=7)
 
 
 def test_lists_nothing_and_maps_can_be_given(settings_file: str) -> None:
