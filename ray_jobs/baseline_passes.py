@@ -4,7 +4,8 @@ Invariant: what the driver holds follows the catalogue or a bound on pairs, neve
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import numpy as np
 
@@ -20,12 +21,12 @@ from model.neighbours import (
     nearest,
     num_unordered_pairs,
 )
-from ray_jobs.bucket_map import map_buckets, map_tasks, spans_of
+from ray_jobs.bucket_map import map_tasks, spans_of
 from ray_jobs.config import ItemKnnSettings
 from ray_jobs.learning import count_items
 
-_PAIRS_A_PASS = 20_000_000
-"""Ordered pairs the driver holds at most, some 12 bytes each and as much again while they are added."""
+_PAIRS_A_PASS = 10_000_000
+"""Ordered pairs the driver holds at most, some 60 bytes each while the nearest are chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +80,8 @@ def count_history(store: SequenceStore, split: Split, recent_days: float) -> Ite
             num_pairs=num_unordered_pairs(row),
         )
 
-    zeros = np.zeros(size, np.int64)
-    total = ItemCounts(history=zeros, recent=zeros, training=zeros, users=zeros, num_pairs=0)
-    for counts in map_buckets(count, range(store.num_buckets)):
-        total += counts
-    return total
+    spans = spans_of(range(store.num_buckets))
+    return reduce(add, map_tasks(lambda span: reduce(add, map(count, span)), spans))
 
 
 def why_without_item_knn(counts: ItemCounts, options: ItemKnnSettings) -> str | None:

@@ -207,7 +207,8 @@ def verdicts(next_item: dict[str, Any], outcomes: dict[str, Any]) -> list[str]:
 def _losses_in_slices(next_item: dict[str, Any]) -> list[str]:
     headline = next_item["headline"]
     return [
-        f"{name} loses to {base} by {part['by']}, {part['name']} ({part['num_users']:,} users), in {headline}: "
+        f"{name} loses to {base} in the slice {part['by']}, {part['name']} ({part['num_users']:,} users), "
+        f"in {headline}: "
         f"{_against(part['rankers'], name, base, headline)}"
         for part in next_item.get("slices", [])
         for name, metrics in part["rankers"].items()

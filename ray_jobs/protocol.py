@@ -15,11 +15,10 @@ def describe_protocol(settings: Settings, split: Split, without_item_knn: str | 
         without_item_knn: why that baseline is left out; None: it is not.
     """
     options, k = settings.evaluation, settings.evaluation.headline_k
-    actions = f" and an action among {settings.target_actions}" if settings.target_actions else ""
     return {
         "split": settings.split.model_dump(mode="json") | (split.describe() if split else {}),
         "split_in_words": _split_in_words(split),
-        "ranking": f"full catalogue; the first event after the cutoff that has an item{actions}"
+        "ranking": f"full catalogue; the target is {_target_in_words(settings, split)}"
         + (", seen items left out" if options.exclude_seen else ", seen items kept"),
         "seen": _seen_in_words(options),
         "ties": "Items of equal score go by their place in the vocabulary: by falling number of events in the log the "
@@ -60,6 +59,13 @@ def _split_in_words(split: Split) -> str:
         f"cutoff {times['test']}, targets lie from there to {times['end']}. No event at or after a cutoff enters a "
         "history."
     )
+
+
+def _target_in_words(settings: Settings, split: Split) -> str:
+    actions = f" and an action among {', '.join(settings.target_actions)}" if settings.target_actions else ""
+    if split is None:
+        return f"the last event of a user, if it has an item{actions}"
+    return f"the first event after the cutoff that has an item{actions}"
 
 
 def _seen_in_words(options: EvaluationSettings) -> str:

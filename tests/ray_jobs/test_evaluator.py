@@ -97,7 +97,6 @@ def model_url(store: FakeStore, tmp_path_factory: pytest.TempPathFactory) -> str
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseline_passes, "map_buckets", map_on_threads)
     monkeypatch.setattr(baseline_passes, "map_tasks", map_on_threads)
     monkeypatch.setattr(baseline_passes, "spans_of", lambda buckets: spans_of(buckets, here=True))
 

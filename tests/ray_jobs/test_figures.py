@@ -159,7 +159,7 @@ def test_verdicts_name_the_slices_where_a_model_loses(publish: Publish) -> None:
     lines = verdicts(next_item_figures(publish(table), OPTIONS, seed=0), {})
     losses = [line for line in lines if "loses to" in line]
     assert losses == [
-        "encoder loses to popularity by training events of the target, new (none) (1 users), in ndcg_at_10: "
+        "encoder loses to popularity in the slice training events of the target, new (none) (1 users), in ndcg_at_10: "
         "0.3010 against 1.0000"
     ]
 
