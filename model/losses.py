@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from data_io.schema import FIRST_INDEX, PADDING_INDEX
 
 _CPU_TILE_BYTES = 4 * 2**20
-"""Scores in memory at once. 4 MiB stays in the cache: 4096 states against 5000 items of width 64 took 0.10 s forward
-and 0.40 s backward on one core, against 0.34 s and 0.50 s with 16 MiB."""
+"""Scores in memory at once. 4 MiB stays in the cache: forward and backward over 4,096 states of width 64 and 20,000
+items took 0.87 s of one core, against 1.10 s in tiles of 64 MiB and 1.32 s with all scores in memory."""
 _CUDA_TILE_BYTES = 64 * 2**20
 """As above, but a launch of a kernel costs more than a miss of the cache."""
 _NEVER = -1e30

@@ -13,7 +13,7 @@ from torch import multiprocessing as mp
 
 from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, MOMENT, PADDING_MASK, TARGET_ITEM_INDEX, Batch
 from model.checkpoint import CheckpointError, TrainPosition, resume, save_checkpoint
-from model.config import FullSoftmax, OptimizerSettings, TrainingSettings
+from model.config import BinaryLoss, FullSoftmax, OptimizerSettings, TrainingSettings
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.engine import TrainEngine, learning_rate_at, parameter_groups, to_tensors
 from model.objectives import ItemLoss, NextItemObjective
@@ -25,15 +25,17 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "ligr": {"block": "ligr", "positions": "learned"},
     "hstu": {"block": "hstu"},
     "gru": {"block": "gru"},
+    "gbce": {"repeats": False},
 }
-"""Besides the one that goes through every stage."""
+"""Besides the one that goes through every stage; without repeats the loss is binary, against drawn negatives."""
 
 
 def make_objective(**network: Any) -> NextItemObjective:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "sequence_length": LENGTH, "dropout": 0.0}
     encoder = ClickformerEncoder(ClickformerConfig(vocabulary_size=ITEMS, num_actions=4, **shape, **network))
-    return NextItemObjective(encoder, ItemLoss(FullSoftmax(), torch.ones(ITEMS)))
+    softmax = FullSoftmax() if network.get("repeats", True) else BinaryLoss(num_negatives=8)
+    return NextItemObjective(encoder, ItemLoss(softmax, torch.ones(ITEMS)))
 
 
 def make_batch(seed: int, num_examples: int) -> Batch:
@@ -64,7 +66,7 @@ def plain_losses(**network: Any) -> list[float]:
     for step in range(NUM_STEPS):
         parts = [step_batches(step, rank, 1)[0] for rank in range(WORLD_SIZE)]
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        loss = objective(to_tensors(whole, CPU), seed=0) / int((whole[TARGET_ITEM_INDEX] > 0).sum())
+        loss = objective(to_tensors(whole, CPU), seed=step) / int((whole[TARGET_ITEM_INDEX] > 0).sum())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), OPTIMIZER.max_gradient_norm)

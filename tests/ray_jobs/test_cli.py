@@ -13,7 +13,7 @@ from data_io.config import SettingsError
 from data_io.schema import DataContractError
 from model.config import AutoSoftmax
 from ray_jobs.cli import CONFIGS, JOBS, find_expected, main, parse_settings
-from ray_jobs.config import JOB_SECTIONS, Settings
+from ray_jobs.config import JOB_SECTIONS, Settings, read_settings
 
 HEAVY = ("torch", "ray", "pyarrow", "polars", "numpy", "transformers", "deepspeed", "matplotlib")
 
@@ -101,8 +101,9 @@ def test_overview_names_every_job_and_every_shipped_file(answers: dict) -> None:
 @pytest.mark.parametrize("job", JOBS)
 def test_help_of_a_job_tells_every_setting_with_its_meaning(answers: dict, job: str) -> None:
     page = squeeze(answers["pages"][f"{job} --help"])
+    settings = read_settings(str(CONFIGS / "complete_journey.yaml")) if job == "demo" else Settings()
     for section in JOB_SECTIONS[job]:
-        value = getattr(Settings(), section)
+        value = getattr(settings, section)
         if isinstance(value, BaseModel):
             told = list(leaves(value, section))
             assert [

@@ -288,9 +288,27 @@ def test_every_bucket_is_validated_by_one_rank(num_buckets: int, world_size: int
     assert sorted(taken) == list(range(num_buckets))
 
 
-def test_negatives_need_two_items(make_store: MakeStore, make_settings: MakeSettings) -> None:
-    with pytest.raises(SettingsError, match="softmax kind sampled needs at least two items in the vocabulary; use"):
-        pretraining(make_settings(pretrain={"softmax": {"kind": "sampled"}}), make_store(num_items=1), SPLIT)
+@pytest.mark.parametrize("kind", ["sampled", "gbce"])
+def test_negatives_need_two_items(make_store: MakeStore, make_settings: MakeSettings, kind: str) -> None:
+    with pytest.raises(SettingsError, match=f"softmax kind {kind} needs at least two items in the vocabulary; use"):
+        pretraining(make_settings(pretrain={"softmax": {"kind": kind}}), make_store(num_items=1), SPLIT)
+
+
+def test_binary_loss_is_refused_with_repeats_before_training(store: SequenceStore, make_settings: MakeSettings) -> None:
+    section = {"softmax": {"kind": "gbce"}}
+    with pytest.raises(SettingsError, match=r"kind gbce gives no probability .* set encoder\.repeats to false"):
+        pretraining(make_settings(pretrain=section), store, SPLIT)
+    settings = make_settings(pretrain=section, encoder=ENCODER | {"repeats": False})
+    learning = pretraining(settings, store, SPLIT)
+    objective = learning.build(StoreIndex(num_examples=np.array([1]), item_counts=np.ones(store.vocabulary.size)))
+    assert learning.model_of(objective).repeat_choice is None
+
+
+def test_default_loss_suits_any_catalogue(make_store: MakeStore, make_settings: MakeSettings) -> None:
+    store = make_store(num_items=1)
+    learning = pretraining(make_settings(pretrain={}), store, SPLIT)
+    index = StoreIndex(num_examples=np.array([1]), item_counts=np.ones(store.vocabulary.size))
+    assert learning.build(index).item_loss.softmax.kind == "full"
 
 
 def test_an_unknown_target_action_is_refused_before_training(store: SequenceStore, make_settings: MakeSettings) -> None:
