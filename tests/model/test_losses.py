@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,6 +78,7 @@ def problems(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return states, weight, torch.randint(2, num_rows, (num_positions,), generator=generator)
 
 
+@settings(deadline=None)
 @given(problem=problems(), label_smoothing=st.sampled_from([0.0, 0.1]), tile_bytes=st.sampled_from([16, 256, 2**22]))
 def test_loss_and_gradients_are_those_of_plain_cross_entropy_for_any_size_of_tile(
     problem: tuple[torch.Tensor, ...], label_smoothing: float, tile_bytes: int
@@ -166,6 +167,7 @@ def test_frozen_table_gets_no_gradient() -> None:
     assert weight.grad is None
 
 
+@settings(deadline=None)
 @given(problem=problems(), cut=st.integers(0, 12))
 def test_loss_of_a_position_does_not_depend_on_the_others(problem: tuple[torch.Tensor, ...], cut: int) -> None:
     states, weight, targets = problem
@@ -222,6 +224,7 @@ def test_gradient_is_that_of_the_papers_weighted_loss() -> None:
         torch.testing.assert_close(one, other)
 
 
+@settings(deadline=None)
 @given(
     pool=st.lists(st.integers(2, NUM_ITEMS - 1), min_size=1, max_size=8),
     hits=st.integers(1, 5),
@@ -257,6 +260,7 @@ def test_pool_of_nothing_but_the_target_gives_no_loss_and_finite_gradient() -> N
     assert (table.weight.grad == 0).all()
 
 
+@settings(deadline=None)
 @given(num_negatives=st.integers(1, 2000), num_items=st.integers(2, 1000), calibration=st.floats(0, 1, allow_nan=False))
 def test_exponent_goes_from_one_to_the_share_of_items_that_are_drawn(
     num_negatives: int, num_items: int, calibration: float
@@ -279,6 +283,7 @@ def test_without_calibration_gbce_is_binary_cross_entropy() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+@settings(deadline=None)
 @given(problem=problems(), exponent=st.floats(0.01, 1))
 def test_gbce_is_that_of_a_naive_loop(problem: tuple[torch.Tensor, ...], exponent: float) -> None:
     states, weight, targets = (part.double() if part.is_floating_point() else part for part in problem)
