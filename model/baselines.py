@@ -80,7 +80,7 @@ class Baselines:
         row, item, age = newest_events(row, item, self.tables.num_events)
         source, near, similarity = neighbours.of(item)
         terms = np.rint(self.tables.decay ** age[source] * similarity.astype(np.float64) * _UNITS).astype(np.int64)
-        sums = self._sums(row[source], near, terms, num_users).double() / _UNITS
+        sums = self._sums(row[source], near, terms, num_users).double().div_(_UNITS)
         return _without_unknown(torch.where(sums > 0, sums, self.tie_breaker - 1))
 
     def _sums(self, row: np.ndarray, item: np.ndarray, terms: np.ndarray, num_users: int) -> Tensor:

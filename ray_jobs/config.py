@@ -78,7 +78,7 @@ class EvaluationSettings(SettingsModel):
     tasks: list[str] | None = None
     """Outcome tasks that are measured; None: all that are trained."""
     batch_size: int = Field(default=256, ge=1)
-    """Users ranked at a time."""
+    """Users ranked at a time; memory is batch_size times the catalogue times some 24 bytes in each actor."""
     num_resamples: int = Field(default=1_000, ge=10)
     """Bootstrap resamples behind each 95 % interval."""
     recent_days: float = Field(default=7.0, gt=0)

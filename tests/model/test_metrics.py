@@ -89,6 +89,15 @@ def test_interval_contains_the_mean_and_has_the_width_of_the_standard_error(seed
     assert high - low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(200), rel=0.15)
 
 
+def test_an_interval_is_that_of_drawing_users_one_by_one() -> None:
+    """Numbers of equal values are drawn at once; drawing each user gives the same interval but for chance."""
+    generator = np.random.default_rng(0)
+    values = ndcg_at(generator.integers(1, 30, 400), 10)
+    means = [values[generator.integers(0, 400, 400)].mean() for _ in range(4_000)]
+    expected = np.quantile(means, [0.025, 0.975])
+    np.testing.assert_allclose(bootstrap_mean(values, seed=1, num_resamples=4_000), expected, atol=0.003)
+
+
 def test_interval_of_no_user_is_not_a_number() -> None:
     assert np.isnan(bootstrap_mean(np.zeros(0), seed=0)).all()
 

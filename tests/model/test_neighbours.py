@@ -75,12 +75,14 @@ def test_pairs_are_counted_before_they_are_made(users: list[list[int]]) -> None:
     assert int(together.counts.sum()) == 2 * num_unordered_pairs(row)
 
 
-def test_few_pairs_at_a_time_give_the_same_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dense", [0, 4])
+def test_few_pairs_at_a_time_give_the_same_counts(monkeypatch: pytest.MonkeyPatch, dense: int) -> None:
     generator = np.random.default_rng(0)
     sequences = make_sequences([generator.integers(2, SIZE, 6).tolist() for _ in range(30)])
     found = distinct_items(sequences, sequences.ends, SIZE)
     whole = count_together(*found, SIZE)
     monkeypatch.setattr(neighbours, "_PAIRS_AT_A_TIME", 3)
+    monkeypatch.setattr(neighbours, "_DENSE", dense)
     parts = count_together(*found, SIZE)
     assert parts.keys.tolist() == whole.keys.tolist()
     assert parts.counts.tolist() == whole.counts.tolist()
