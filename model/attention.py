@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
     def forward(self, states: Tensor, padding_mask: Tensor) -> Tensor:
         """[B, T, D] from states [B, T, D]; padding_mask [B, T] is True where an event is real."""
         num_examples, length, hidden_size = states.shape
-        projected = self.project_in(states).view(num_examples, length, 3, self.num_heads, -1)
+        projected = self.project_in(states).view(num_examples, length, 3, self.num_heads, hidden_size // self.num_heads)
         query, key, value = projected.permute(2, 0, 3, 1, 4)
         if self.rotary:
             query, key = rotate(query), rotate(key)

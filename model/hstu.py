@@ -35,7 +35,9 @@ class HstuBlock(nn.Module):
         num_examples, length, hidden_size = states.shape
         projected = F.silu(self.project_in(self.norm(states)))
         gate, rest = projected.split([hidden_size, 3 * hidden_size], dim=2)
-        query, key, value = rest.view(num_examples, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = rest.view(num_examples, length, 3, self.num_heads, hidden_size // self.num_heads).permute(
+            2, 0, 3, 1, 4
+        )
         bias = self.place_bias(self._distances(length, states.device)) + self.time_bias(time_apart(moment))
         weights = F.silu(query @ key.transpose(2, 3) + bias.permute(0, 3, 1, 2)) / self.length
         attended = (weights * self._visible(padding_mask)) @ value

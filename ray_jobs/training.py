@@ -82,6 +82,7 @@ def train(
             | {
                 "fingerprint": mark,
                 "store_fingerprint": store.fingerprint,
+                "actions": store.actions,
                 "settings": settings.model_dump(mode="json"),
             },
         )
