@@ -55,9 +55,10 @@ class ItemLearning:
         return collate(sequences, examples) | {TARGET_ITEM_INDEX: targets}
 
     def count(self, sequences: Sequences, examples: Examples) -> StoreIndex:
-        """The examples, and events of each item in training history."""
+        """The examples, and how often each item is a target: by that, negatives of a batch are corrected."""
         ends = history_ends(sequences, self.split, "validation")
-        counts = count_items(sequences, ends, self.encoder_config["vocabulary_size"])
+        actions = self._target_actions if isinstance(self.objective, NextItem) else None  # any known item may be hidden
+        counts = count_items(sequences, ends, self.encoder_config["vocabulary_size"], actions)
         return StoreIndex(num_examples=np.array([len(examples)]), item_counts=counts)
 
     def empty_batch(self) -> Batch:

@@ -32,7 +32,7 @@ class StoreIndex:
     num_examples: np.ndarray
     """[num_buckets] training examples."""
     item_counts: np.ndarray
-    """[V] events of each item in training history."""
+    """[V] events of each item in training history, of the actions that are to be predicted."""
     feature_sums: np.ndarray = field(default_factory=lambda: np.zeros((3, len(FEATURE_NAMES))))
     """[3, F] number, sum and sum of squares of scaled features over training examples."""
 
@@ -104,12 +104,23 @@ def check_vocabulary(model_manifest: dict[str, Any], store: SequenceStore, url: 
         )
 
 
-def count_items(sequences: Sequences, ends: np.ndarray, vocabulary_size: int) -> np.ndarray:
-    """[V] events of each item before each user's end; padding and unknown count nothing."""
+def count_items(
+    sequences: Sequences, ends: np.ndarray, vocabulary_size: int, actions: np.ndarray | None = None
+) -> np.ndarray:
+    """[V] events of each item before each user's end; padding and unknown count nothing.
+
+    Args:
+        sequences: of a bucket.
+        ends: [U] one past the last event of each user that counts.
+        vocabulary_size: V.
+        actions: action indices that count; None: any event.
+    """
     steps = np.zeros(len(sequences.item_index) + 1, np.int64)
     np.add.at(steps, sequences.starts, 1)
     np.add.at(steps, ends, -1)
     inside = np.cumsum(steps[:-1]) > 0
+    if actions is not None:
+        inside &= np.isin(sequences.action_index, actions)
     counts = np.bincount(sequences.item_index[inside], minlength=vocabulary_size)
     counts[:FIRST_INDEX] = 0
     return counts

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from data_io.splits import DAY_US, Cutoffs
 from data_io.store import SequenceStore
 from data_io.vocabulary import Vocabulary, build_vocabulary, write_vocabulary
 from model.checkpoint import CheckpointError, save_model
+from model.config import MaskedItem
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import ClickformerForOutcome
 from model.objectives import MaskedItemObjective, NextItemObjective, OutcomeObjective
@@ -204,6 +206,14 @@ def test_items_are_counted_before_the_cutoff_only(item_learning: ItemLearning, s
     counted = count_bucket(item_learning, sequences)
     assert counted.item_counts.tolist() == naive.tolist()
     assert counted.num_examples.tolist() == [len(item_learning.make_examples(sequences))]
+
+
+def test_items_are_counted_by_the_actions_that_are_predicted(item_learning: ItemLearning, sequences: Sequences) -> None:
+    bought = count_bucket(replace(item_learning, target_actions=["buy"]), sequences)
+    assert bought.item_counts.tolist() == [0, 0, 0, 1, 1, 0]
+    hidden = replace(item_learning, target_actions=["buy"], objective=MaskedItem())
+    whole = count_bucket(item_learning, sequences)
+    assert count_bucket(hidden, sequences).item_counts.tolist() == whole.item_counts.tolist()
 
 
 def test_items_are_counted_up_to_each_user_s_own_end(sequences: Sequences) -> None:
