@@ -84,14 +84,6 @@ class AutoSoftmax(SettingsModel):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target probability that is spread evenly over the catalogue."""
 
-    def resolve(self, num_items: int) -> FullSoftmax | SampledSoftmax:
-        """The softmax for a catalogue of so many items."""
-        if num_items <= self.full_up_to:
-            return FullSoftmax(label_smoothing=self.label_smoothing)
-        return SampledSoftmax(
-            num_uniform=self.num_uniform, num_in_batch=self.num_in_batch, label_smoothing=self.label_smoothing
-        )
-
 
 class BinaryLoss(SettingsModel):
     """Generalised binary cross-entropy against sampled negatives (gSASRec); needs encoder.repeats false."""

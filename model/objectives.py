@@ -37,7 +37,7 @@ class ItemLoss(nn.Module):
     def __init__(self, softmax: SoftmaxSettings, item_counts: Tensor) -> None:
         super().__init__()
         self.num_items = len(item_counts) - FIRST_INDEX
-        self.softmax = softmax.resolve(self.num_items) if isinstance(softmax, AutoSoftmax) else softmax
+        self.softmax = _by_size(softmax, self.num_items) if isinstance(softmax, AutoSoftmax) else softmax
         self.sampler = _make_sampler(self.softmax, item_counts)
 
     def forward(self, encoder: ClickformerEncoder, states: Tensor, targets: Tensor, seed: int) -> Tensor:
@@ -53,6 +53,16 @@ class ItemLoss(nn.Module):
         correction = Correction(pool.items, targets, pool.log_expected)
         smoothing = self.softmax.label_smoothing
         return sampled_softmax_loss(states, positives, negatives, correction, pool.num_uniform, smoothing)
+
+
+def _by_size(softmax: AutoSoftmax, num_items: int) -> FullSoftmax | SampledSoftmax:
+    if num_items <= softmax.full_up_to:
+        return FullSoftmax(label_smoothing=softmax.label_smoothing)
+    return SampledSoftmax(
+        num_uniform=softmax.num_uniform,
+        num_in_batch=softmax.num_in_batch,
+        label_smoothing=softmax.label_smoothing,
+    )
 
 
 def _make_sampler(softmax: FullSoftmax | SampledSoftmax | BinaryLoss, item_counts: Tensor) -> NegativeSampler | None:

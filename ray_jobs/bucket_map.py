@@ -111,8 +111,14 @@ class _GuardedWorker:
 
 
 def _results(mapped: ray.data.Dataset) -> Iterator[Any]:
-    for row in mapped.iter_rows():
-        result = pickle.loads(row[_RESULT])
-        if isinstance(result, Exception):
-            raise result
-        yield result
+    rows = iter(mapped.iter_rows())
+    try:
+        for row in rows:
+            result = pickle.loads(row[_RESULT])
+            if isinstance(result, Exception):
+                raise result
+            yield result
+    finally:
+        # The error's traceback would keep them, and with them threads of Ray Data that are at work when Ray is shut
+        # down: that ends the process before it has said why.
+        del rows, mapped

@@ -1,110 +1,26 @@
 """What is learned: examples that stop at the cutoff, counts against naive loops, and tasks that do not suit refused."""
 
 import pickle
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
 import pytest
 import torch
 
 from data_io.batch import TARGET_ITEM_INDEX, merge_batches
-from data_io.buckets import BucketWriter
-from data_io.config import SettingsError
 from data_io.features import FEATURE_NAMES
-from data_io.schema import store_schema
 from data_io.sequences import Sequences
-from data_io.splits import DAY_US, Cutoffs
+from data_io.splits import DAY_US
 from data_io.store import SequenceStore
-from data_io.vocabulary import Vocabulary, build_vocabulary, write_vocabulary
-from model.checkpoint import CheckpointError, save_model
 from model.config import MaskedItem
-from model.encoder import ClickformerConfig, ClickformerEncoder
+from model.encoder import ClickformerEncoder
 from model.heads import ClickformerForOutcome
 from model.objectives import MaskedItemObjective, NextItemObjective, OutcomeObjective
-from ray_jobs.config import Settings
 from ray_jobs.item_learning import ItemLearning
-from ray_jobs.learning import StoreIndex, count_items, rank_buckets, sample_validation
+from ray_jobs.learning import count_items, rank_buckets, sample_validation
 from ray_jobs.outcome_learning import OutcomeLearning
 from ray_jobs.tasks import finetuning, pretraining
-
-
-def count_bucket(learning: ItemLearning | OutcomeLearning, sequences: Sequences) -> StoreIndex:
-    return learning.count(sequences, learning.make_examples(sequences))
-
-
-SPLIT = Cutoffs(validation=6 * DAY_US, test=8 * DAY_US, end=10 * DAY_US)
-ENCODER = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "sequence_length": 4, "dropout": 0.0}
-VIEW, BUY = 2, 3
-USERS: list[list[tuple[float, int, int]]] = [
-    [(day, 2 + day % 4, VIEW) for day in range(10)],
-    [(0, 2, VIEW), (1, 3, BUY), (5.9, 4, BUY), (6, 5, BUY), (9, 2, VIEW)],
-    [(2, 0, VIEW), (3, 1, VIEW), (4, 5, VIEW)],
-    [(7, 3, BUY)],
-]
-"""(day, item index, action index) of each user's events; 0 is a search without item, 1 an item nobody knows."""
-
-MakeStore = Callable[..., SequenceStore]
-MakeSettings = Callable[..., Settings]
-SaveEncoder = Callable[..., ClickformerEncoder]
-
-
-@pytest.fixture
-def make_store(tmp_path: Path) -> MakeStore:
-    """The store of USERS under RUN_DIR/store; its items are i2, i3, ..."""
-
-    def make(num_items: int = 4) -> SequenceStore:
-        url = str(tmp_path / "store")
-        columns = list(zip(*([[*zip(*events, strict=True)] for events in USERS]), strict=True))
-        times = [[int(day * DAY_US) for day in days] for days in columns[0]]
-        content = {"user_id": [*"abcd"], "item_index": columns[1], "action_index": columns[2], "event_time": times}
-        rows = pa.table(content, schema=pa.schema([store_schema("string", {}).field(name) for name in content]))
-        items = pl.DataFrame({"item_id": [f"i{index + 2}" for index in range(num_items)], "count": [1] * num_items})
-        write_vocabulary(url, build_vocabulary(items, 1))
-        facts = {"num_buckets": 1, "num_users": len(USERS), "actions": ["view", "buy"], "last_minute": 0}
-        writer = BucketWriter(url=url, fingerprint="store")
-        writer.publish([writer.commit(0, 1, rows, {})], facts)
-        return SequenceStore.open(url)
-
-    return make
-
-
-@pytest.fixture
-def store(make_store: MakeStore) -> SequenceStore:
-    return make_store()
-
-
-@pytest.fixture
-def sequences(store: SequenceStore) -> Sequences:
-    return store.read_sequences(0)
-
-
-@pytest.fixture
-def make_settings(tmp_path: Path) -> MakeSettings:
-    def make(**sections: Any) -> Settings:
-        content = {"run_dir": str(tmp_path), "encoder": ENCODER, "pretrain": {"softmax": {"kind": "full"}}}
-        return Settings.model_validate(content | sections)
-
-    return make
-
-
-@pytest.fixture
-def save_encoder(make_settings: MakeSettings) -> SaveEncoder:
-    """Publishes a fresh encoder for a store as the run's pretrained one."""
-
-    def save(store: SequenceStore, attention: str = "causal", items: Sequence[str] | None = None) -> ClickformerEncoder:
-        torch.manual_seed(0)
-        size = {"vocabulary_size": store.vocabulary.size if items is None else len(items) + 2, "num_actions": 4}
-        encoder = ClickformerEncoder(ClickformerConfig(attention=attention, **ENCODER, **size))  # pyright: ignore[reportArgumentType]
-        vocabulary = Vocabulary(pa.array(items, pa.large_string())) if items else store.vocabulary
-        save_model(encoder, vocabulary, make_settings().model_url("encoder"), {"kind": "next_item"})
-        return encoder
-
-    return save
+from tests.ray_jobs.conftest import SPLIT, USERS, MakeSettings, SaveEncoder, count_bucket
 
 
 @pytest.fixture
@@ -296,83 +212,3 @@ def test_a_validation_sample_is_small_and_always_the_same(item_learning: ItemLea
 def test_every_bucket_is_validated_by_one_rank(num_buckets: int, world_size: int) -> None:
     taken = [bucket for rank in range(world_size) for bucket in rank_buckets(num_buckets, rank, world_size)]
     assert sorted(taken) == list(range(num_buckets))
-
-
-@pytest.mark.parametrize("kind", ["sampled", "gbce"])
-def test_negatives_need_two_items(make_store: MakeStore, make_settings: MakeSettings, kind: str) -> None:
-    with pytest.raises(SettingsError, match=f"softmax kind {kind} needs at least two items in the vocabulary; use"):
-        pretraining(make_settings(pretrain={"softmax": {"kind": kind}}), make_store(num_items=1), SPLIT)
-
-
-def test_binary_loss_is_refused_with_repeats_before_training(store: SequenceStore, make_settings: MakeSettings) -> None:
-    section = {"softmax": {"kind": "gbce"}}
-    with pytest.raises(SettingsError, match=r"kind gbce gives no probability .* set encoder\.repeats to false"):
-        pretraining(make_settings(pretrain=section), store, SPLIT)
-    settings = make_settings(pretrain=section, encoder=ENCODER | {"repeats": False})
-    learning = pretraining(settings, store, SPLIT)
-    objective = learning.build(StoreIndex(num_examples=np.array([1]), item_counts=np.ones(store.vocabulary.size)))
-    assert learning.model_of(objective).repeat_choice is None
-
-
-def test_default_loss_suits_any_catalogue(make_store: MakeStore, make_settings: MakeSettings) -> None:
-    store = make_store(num_items=1)
-    learning = pretraining(make_settings(pretrain={}), store, SPLIT)
-    index = StoreIndex(num_examples=np.array([1]), item_counts=np.ones(store.vocabulary.size))
-    assert learning.build(index).item_loss.softmax.kind == "full"
-
-
-def test_an_unknown_target_action_is_refused_before_training(store: SequenceStore, make_settings: MakeSettings) -> None:
-    with pytest.raises(SettingsError, match="action buys is not in the log; it has view, buy"):
-        pretraining(make_settings(target_actions=["buys"]), store, SPLIT)
-
-
-def test_finetuning_needs_an_encoder(store: SequenceStore, make_settings: MakeSettings) -> None:
-    with pytest.raises(CheckpointError, match="encoder: nothing is published here yet"):
-        finetuning(make_settings(), store, SPLIT)
-
-
-def test_an_encoder_may_know_fewer_items_than_the_store_but_no_others(
-    store: SequenceStore, make_settings: MakeSettings, save_encoder: SaveEncoder
-) -> None:
-    save_encoder(store, items=["i3", "i2"])
-    with pytest.raises(SettingsError, match=r"encoder was trained on vocabulary [0-9a-f]{12}, the store .*: train it"):
-        finetuning(make_settings(), store, SPLIT)
-    save_encoder(store, items=["i2", "i3"])
-    assert finetuning(make_settings(finetune={"task": {"kind": "outcome", "horizon_days": 2}}), store, SPLIT)
-
-
-def test_next_items_need_a_causal_encoder(
-    store: SequenceStore, make_settings: MakeSettings, save_encoder: SaveEncoder
-) -> None:
-    save_encoder(store, attention="bidirectional")
-    with pytest.raises(
-        SettingsError, match="next_item needs a causal encoder, and this one was pretrained with masked"
-    ):
-        finetuning(make_settings(finetune={"task": {"kind": "next_item"}}), store, SPLIT)
-
-
-def test_a_next_item_task_goes_on_from_the_encoder(
-    store: SequenceStore, sequences: Sequences, make_settings: MakeSettings, save_encoder: SaveEncoder
-) -> None:
-    encoder = save_encoder(store)
-    section = {"task": {"kind": "next_item", "softmax": {"kind": "full"}}, "trainable": {"kind": "full"}}
-    learning = finetuning(make_settings(finetune=section), store, SPLIT)
-    assert isinstance(learning, ItemLearning)
-    built = learning.model_of(learning.build(count_bucket(learning, sequences))).state_dict()
-    assert all(torch.equal(weight, built[name]) for name, weight in encoder.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("finetune", "rule"),
-    [
-        ({"task": {"kind": "outcome", "actions": ["buys"]}}, "action buys is not in the log; it has view, buy"),
-        ({"trainable": {"kind": "top", "num_layers": 3}}, "num_layers is 3, but the encoder has 1 blocks"),
-    ],
-    ids=["unknown action", "more free blocks than there are"],
-)
-def test_a_task_that_does_not_suit_is_refused_before_training(
-    store: SequenceStore, make_settings: MakeSettings, save_encoder: SaveEncoder, finetune: dict[str, Any], rule: str
-) -> None:
-    save_encoder(store)
-    with pytest.raises(SettingsError, match=rule):
-        finetuning(make_settings(finetune=finetune), store, SPLIT)

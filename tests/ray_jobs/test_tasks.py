@@ -1,0 +1,96 @@
+"""Tasks from settings: what does not suit is refused before any training."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_io.config import SettingsError
+from data_io.sequences import Sequences
+from data_io.store import SequenceStore
+from model.checkpoint import CheckpointError
+from ray_jobs.item_learning import ItemLearning
+from ray_jobs.learning import StoreIndex
+from ray_jobs.tasks import finetuning, pretraining
+from tests.ray_jobs.conftest import ENCODER, SPLIT, MakeSettings, MakeStore, SaveEncoder, count_bucket
+
+
+@pytest.mark.parametrize("kind", ["sampled", "gbce"])
+def test_negatives_need_two_items(make_store: MakeStore, make_settings: MakeSettings, kind: str) -> None:
+    with pytest.raises(SettingsError, match=f"softmax kind {kind} needs at least two items in the vocabulary; use"):
+        pretraining(make_settings(pretrain={"softmax": {"kind": kind}}), make_store(num_items=1), SPLIT)
+
+
+def test_binary_loss_is_refused_with_repeats_before_training(store: SequenceStore, make_settings: MakeSettings) -> None:
+    section = {"softmax": {"kind": "gbce"}}
+    with pytest.raises(SettingsError, match=r"kind gbce gives no probability .* set encoder\.repeats to false"):
+        pretraining(make_settings(pretrain=section), store, SPLIT)
+    settings = make_settings(pretrain=section, encoder=ENCODER | {"repeats": False})
+    learning = pretraining(settings, store, SPLIT)
+    objective = learning.build(StoreIndex(num_examples=np.array([1]), item_counts=np.ones(store.vocabulary.size)))
+    assert learning.model_of(objective).repeat_choice is None
+
+
+def test_default_loss_suits_any_catalogue(make_store: MakeStore, make_settings: MakeSettings) -> None:
+    store = make_store(num_items=1)
+    learning = pretraining(make_settings(pretrain={}), store, SPLIT)
+    index = StoreIndex(num_examples=np.array([1]), item_counts=np.ones(store.vocabulary.size))
+    assert learning.build(index).item_loss.softmax.kind == "full"
+
+
+def test_an_unknown_target_action_is_refused_before_training(store: SequenceStore, make_settings: MakeSettings) -> None:
+    with pytest.raises(SettingsError, match="action buys is not in the log; it has view, buy"):
+        pretraining(make_settings(target_actions=["buys"]), store, SPLIT)
+
+
+def test_finetuning_needs_an_encoder(store: SequenceStore, make_settings: MakeSettings) -> None:
+    with pytest.raises(CheckpointError, match="encoder: nothing is published here yet"):
+        finetuning(make_settings(), store, SPLIT)
+
+
+def test_an_encoder_may_know_fewer_items_than_the_store_but_no_others(
+    store: SequenceStore, make_settings: MakeSettings, save_encoder: SaveEncoder
+) -> None:
+    save_encoder(store, items=["i3", "i2"])
+    with pytest.raises(SettingsError, match=r"encoder was trained on vocabulary [0-9a-f]{12}, the store .*: train it"):
+        finetuning(make_settings(), store, SPLIT)
+    save_encoder(store, items=["i2", "i3"])
+    assert finetuning(make_settings(finetune={"task": {"kind": "outcome", "horizon_days": 2}}), store, SPLIT)
+
+
+def test_next_items_need_a_causal_encoder(
+    store: SequenceStore, make_settings: MakeSettings, save_encoder: SaveEncoder
+) -> None:
+    save_encoder(store, attention="bidirectional")
+    with pytest.raises(
+        SettingsError, match="next_item needs a causal encoder, and this one was pretrained with masked"
+    ):
+        finetuning(make_settings(finetune={"task": {"kind": "next_item"}}), store, SPLIT)
+
+
+def test_a_next_item_task_goes_on_from_the_encoder(
+    store: SequenceStore, sequences: Sequences, make_settings: MakeSettings, save_encoder: SaveEncoder
+) -> None:
+    encoder = save_encoder(store)
+    section = {"task": {"kind": "next_item", "softmax": {"kind": "full"}}, "trainable": {"kind": "full"}}
+    learning = finetuning(make_settings(finetune=section), store, SPLIT)
+    assert isinstance(learning, ItemLearning)
+    built = learning.model_of(learning.build(count_bucket(learning, sequences))).state_dict()
+    assert all(torch.equal(weight, built[name]) for name, weight in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("finetune", "rule"),
+    [
+        ({"task": {"kind": "outcome", "actions": ["buys"]}}, "action buys is not in the log; it has view, buy"),
+        ({"trainable": {"kind": "top", "num_layers": 3}}, "num_layers is 3, but the encoder has 1 blocks"),
+    ],
+    ids=["unknown action", "more free blocks than there are"],
+)
+def test_a_task_that_does_not_suit_is_refused_before_training(
+    store: SequenceStore, make_settings: MakeSettings, save_encoder: SaveEncoder, finetune: dict[str, Any], rule: str
+) -> None:
+    save_encoder(store)
+    with pytest.raises(SettingsError, match=rule):
+        finetuning(make_settings(finetune=finetune), store, SPLIT)
