@@ -12,7 +12,7 @@ import torch
 
 from data_io.batch import collate
 from data_io.examples import history_examples
-from data_io.schema import FIRST_INDEX, UNKNOWN_INDEX
+from data_io.schema import FIRST_INDEX, UNKNOWN_INDEX, DataContractError
 from data_io.sequences import Sequences
 from model.checkpoint import SavedModel
 from model.engine import to_tensors
@@ -30,6 +30,9 @@ def embed(saved: SavedModel, histories: Sequence[Sequence[Event]], now: datetime
         histories: events of each user, in any order; items and actions the model does not know count as unknown.
         now: moment of prediction; events from then on are left out. None: every event counts, and a user's moment is
             just after the last one. Times without a zone are UTC.
+
+    Raises:
+        DataContractError: an item id is not of the type that ids had in the model's log.
     """
     encoder = saved.encoder
     sequences = _sequences(saved, [sorted(history, key=lambda event: _micros(event[2])) for history in histories])
@@ -47,10 +50,17 @@ def _sequences(saved: SavedModel, histories: list[list[Event]]) -> Sequences:
     return Sequences(
         user_id=pa.array(range(len(histories))),
         offsets=np.cumsum([0, *(len(history) for history in histories)]),
-        item_index=saved.vocabulary.encode(pa.array([item for item, _, _ in events], ids.type)),
+        item_index=saved.vocabulary.encode(_ids([item for item, _, _ in events], ids.type)),
         action_index=np.array([names.get(action, UNKNOWN_INDEX) for _, action, _ in events], np.int16),
         event_time=np.array([_micros(time) for _, _, time in events], np.int64),
     )
+
+
+def _ids(items: list[str | int | None], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(items, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataContractError(f"item ids of this model are {kind}, as they were in its log ({error})") from None
 
 
 def _micros(moment: datetime) -> int:

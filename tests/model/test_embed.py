@@ -13,6 +13,7 @@ import torch
 
 from data_io.batch import collate
 from data_io.examples import history_examples
+from data_io.schema import DataContractError
 from data_io.sequences import Sequences
 from data_io.vocabulary import Vocabulary
 from model.checkpoint import SavedModel, load_model, save_model
@@ -65,6 +66,11 @@ def test_what_comes_later_changes_nothing_and_times_without_a_zone_are_utc(saved
 
 def test_no_history_gives_no_vector(saved: SavedModel) -> None:
     assert embed(saved, []).shape == (0, 8)
+
+
+def test_ids_of_another_type_are_named(saved: SavedModel) -> None:
+    with pytest.raises(DataContractError, match="item ids of this model are large_string"):
+        embed(saved, [[(5, "buy", START)]])
 
 
 def test_a_folder_is_enough_in_a_process_without_ray_and_deepspeed(saved: SavedModel, tmp_path: Path) -> None:
