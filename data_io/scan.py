@@ -38,7 +38,7 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fragment:
-    """One row group of one file of the log."""
+    """One row group of one file of the log, or of a side table."""
 
     file: str
     file_bytes: int

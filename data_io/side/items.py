@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_io.config import ItemSettings, SettingsError
+from data_io.scan import Fragment
 from data_io.schema import ITEM_ID, PRICE, REASON, SOURCE_FILE, SOURCE_ROW, DataContractError
 from data_io.side.rows import (
     JoinFacts,
@@ -26,7 +27,7 @@ from data_io.side.rows import (
     read_side_rows,
     take_rows,
 )
-from data_io.side.tables import IN_TABLE, SideColumn, SidePart, SideTable, make_contract, scan_side_table
+from data_io.side.tables import IN_TABLE, SideColumn, SideTable, make_contract, scan_side_table
 
 TITLE: Final = "title"
 CATEGORY: Final = "category"
@@ -174,9 +175,9 @@ def _in_index_order(found: _Found, ids: pa.Array, buckets: np.ndarray) -> pa.Tab
     return pa.table(columns | {name: found.rows.column(name) for name in features})
 
 
-def _read_batches(source: SideTable, least_rows: int) -> Iterator[list[tuple[SidePart, SideRows]]]:
+def _read_batches(source: SideTable, least_rows: int) -> Iterator[list[tuple[Fragment, SideRows]]]:
     """Neighbouring parts, read on threads; as many as make up the rows, so that ids are looked up few times."""
-    batch: list[SidePart] = []
+    batch: list[Fragment] = []
     num_rows = 0
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         for part in source.parts:
@@ -188,7 +189,7 @@ def _read_batches(source: SideTable, least_rows: int) -> Iterator[list[tuple[Sid
                 batch, num_rows = [], 0
 
 
-def _check_sizes(known: dict[str, tuple[int, str]], found: dict[str, int], part: SidePart) -> None:
+def _check_sizes(known: dict[str, tuple[int, str]], found: dict[str, int], part: Fragment) -> None:
     for name, size in found.items():
         expected, file = known.setdefault(name, (size, part.file))
         if size != expected:

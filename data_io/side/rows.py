@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_io import storage
+from data_io.scan import Fragment
 from data_io.schema import REASON, SOURCE_FILE, SOURCE_ROW, DataContractError
-from data_io.side.tables import SideContract, SidePart, SideTable
+from data_io.side.tables import SideContract, SideTable
 from data_io.side.values import Faults, read_values, vector_lengths
 
 
@@ -33,7 +34,7 @@ class SideRows:
     """Numbers in a vector, for each feature of which the part has one."""
 
 
-def read_side_rows(part: SidePart, contract: SideContract) -> SideRows:
+def read_side_rows(part: Fragment, contract: SideContract) -> SideRows:
     """The rows of a part, the bad ones aside with file, row and reason.
 
     Raises:
@@ -58,7 +59,7 @@ def read_side_rows(part: SidePart, contract: SideContract) -> SideRows:
     return SideRows(good=good, bad=bad, vector_sizes={name: size for name, size in sizes.items() if size is not None})
 
 
-def _read_part(part: SidePart, contract: SideContract) -> pa.Table:
+def _read_part(part: Fragment, contract: SideContract) -> pa.Table:
     def read(source: pa.NativeFile) -> pa.Table:
         if source.size() != part.file_bytes:
             raise DataContractError(
@@ -72,11 +73,11 @@ def _read_part(part: SidePart, contract: SideContract) -> pa.Table:
     return storage.read_file(part.file, read)
 
 
-def _place(part: SidePart) -> str:
+def _place(part: Fragment) -> str:
     return f"{part.file}, row group {part.row_group}"
 
 
-def _one_length(rows: pa.Table, name: str, part: SidePart) -> int | None:
+def _one_length(rows: pa.Table, name: str, part: Fragment) -> int | None:
     """Numbers in each vector of a column; None where no row has one."""
     lengths = vector_lengths(rows.column(name).combine_chunks())
     known = np.flatnonzero(lengths >= 0)
@@ -92,7 +93,7 @@ def _one_length(rows: pa.Table, name: str, part: SidePart) -> int | None:
     return int(lengths[known[0]])
 
 
-def _part_rows(rows: pa.Table, faults: Faults, part: SidePart, contract: SideContract) -> tuple[pa.Table, pa.Table]:
+def _part_rows(rows: pa.Table, faults: Faults, part: Fragment, contract: SideContract) -> tuple[pa.Table, pa.Table]:
     """Good rows, and the quarantine of the others by the first of their faults."""
     reason = np.zeros(rows.num_rows, np.int8)
     for number, mask in reversed(list(enumerate(faults.values(), start=1))):

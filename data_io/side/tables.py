@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from data_io import storage
 from data_io.config import SettingsError
+from data_io.scan import Fragment
 from data_io.schema import REASON, SOURCE_FILE, SOURCE_ROW, DataContractError, kind_of
 
 IN_TABLE: Final = "in_table"
@@ -133,25 +134,12 @@ def make_contract(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SidePart:
-    """One row group of one file of a side table."""
-
-    file: str
-    file_bytes: int
-    """Size of the file when it was scanned: another size means it was replaced."""
-    row_group: int
-    first_row: int
-    """Position of its first row in the file."""
-    num_rows: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SideTable:
     """A side table whose footers all keep the contract."""
 
     url: str
     contract: SideContract
-    parts: tuple[SidePart, ...]
+    parts: tuple[Fragment, ...]
     """Files in name order, the row groups of a file in theirs: of rows with one id the last one here counts."""
     inputs: tuple[tuple[str, int], ...]
     """URL and size of every file, for the fingerprint."""
@@ -175,7 +163,7 @@ def scan_side_table(url: str, contract: SideContract) -> SideTable:
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
         footers = list(pool.map(_read_footer, files))
     present: dict[str, frozenset[str]] = {}
-    parts: list[SidePart] = []
+    parts: list[Fragment] = []
     for file, (schema, group_rows, size) in zip(files, footers, strict=True):
         if sum(group_rows):  # writers give columns without a value any type: what has no rows breaks nothing
             present[file] = _check_schema(schema, file, contract)
@@ -196,10 +184,10 @@ def _read_footer(url: str) -> tuple[pa.Schema, list[int], int]:
         raise DataContractError(f"{url}: not a readable Parquet file ({reason}); replace or remove it") from None
 
 
-def _parts(file: str, group_rows: list[int], size: int) -> list[SidePart]:
+def _parts(file: str, group_rows: list[int], size: int) -> list[Fragment]:
     starts = accumulate(group_rows, initial=0)
     return [
-        SidePart(file=file, file_bytes=size, row_group=group, first_row=start, num_rows=num_rows)
+        Fragment(file=file, file_bytes=size, row_group=group, first_row=start, num_rows=num_rows)
         for group, (num_rows, start) in enumerate(zip(group_rows, starts, strict=False))
         if num_rows
     ]
