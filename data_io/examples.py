@@ -43,15 +43,23 @@ class Examples:
         )
 
 
-def window_examples(sequences: Sequences, split: Split, length: int) -> Examples:
+def window_examples(sequences: Sequences, split: Split, length: int, most: int | None = None) -> Examples:
     """Training windows: each user's history at the validation cutoff, cut from its end into spans of `length` inputs.
 
     The target of each input is the event after it, so neighbouring windows share one event. A user with fewer than two
     events has no window.
+
+    Args:
+        sequences: of a bucket.
+        split: of the run.
+        length: most inputs of a window.
+        most: newest windows of each user; None: all.
     """
     ends = history_ends(sequences, split, "validation") - 1
     inputs = np.maximum(ends - sequences.starts, 0)
     windows = -(-inputs // length)
+    if most is not None:
+        windows = np.minimum(windows, most)
     row = np.repeat(np.arange(sequences.num_users), windows)
     from_last = np.arange(len(row)) - np.repeat(np.cumsum(windows) - windows, windows)
     end = ends[row] - from_last * length

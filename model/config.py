@@ -27,6 +27,9 @@ class EncoderSettings(SettingsModel):
     positions: Literal["rotary", "learned"] = "rotary"
     """How attention knows the order of events: by turning queries and keys (transformer and ligr; hstu and gru know
     it anyway), or by a vector for each place."""
+    temperature: float | None = Field(default=None, gt=0)
+    """States and items are held together by their cosine divided by this (0.05 to 0.1 suits catalogues whose items are
+    seldom seen); None: by their dot product."""
     repeats: bool = True
     """Whether items a user had are chosen again by a path of their own; off where nobody gets an item twice."""
 
@@ -161,6 +164,8 @@ class PretrainSettings(SettingsModel):
     """What is predicted."""
     softmax: SoftmaxSettings = AutoSoftmax()
     """The loss over items."""
+    windows_per_user: int | None = Field(default=None, ge=1)
+    """Newest windows of encoder.sequence_length events of a user that an epoch trains on; None: the whole history."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Learning rate and its schedule."""
     training: TrainingSettings = TrainingSettings()
@@ -174,6 +179,8 @@ class NextItemTask(SettingsModel):
     """Which variant this is; another is chosen in the settings file."""
     softmax: SoftmaxSettings = AutoSoftmax()
     """The loss over items."""
+    windows_per_user: int | None = Field(default=None, ge=1)
+    """As in pretrain."""
 
 
 class OutcomeTask(SettingsModel):

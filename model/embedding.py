@@ -16,8 +16,9 @@ from model.losses import catalogue_loss
 class ItemTable(nn.Module):
     """The table of item vectors, input and output of the network at once."""
 
-    def __init__(self, vocabulary_size: int, hidden_size: int) -> None:
+    def __init__(self, vocabulary_size: int, hidden_size: int, *, cosine: bool = False) -> None:
         super().__init__()
+        self.cosine = cosine
         self.weight = nn.Parameter(torch.empty(vocabulary_size, hidden_size))
 
     def forward(
@@ -44,10 +45,14 @@ class ItemTable(nn.Module):
         if states is None:
             raise ValueError("ItemTable needs item_index or states")
         if targets is not None:
-            return catalogue_loss(states, self.weight, targets, label_smoothing)
-        scores = F.linear(states, self.weight).float()
+            return catalogue_loss(states, self.compared(self.weight), targets, label_smoothing)
+        scores = F.linear(states, self.compared(self.weight)).float()
         unreal = torch.arange(scores.shape[-1], device=scores.device) < FIRST_INDEX
         return scores.masked_fill(unreal, float("-inf"))
+
+    def compared(self, vectors: Tensor) -> Tensor:
+        """Item vectors [..., D] as states are held against them: of length 1 where that is by cosine."""
+        return F.normalize(vectors, dim=-1) if self.cosine else vectors
 
 
 class EventEmbedding(nn.Module):

@@ -41,6 +41,7 @@ class ClickformerConfig(PreTrainedConfig):
         attention: Literal["causal", "bidirectional"] = "causal",
         block: BlockKind = "transformer",
         positions: Literal["rotary", "learned"] = "rotary",
+        temperature: float | None = None,
         repeats: bool = True,
         num_features: int = 0,
         **kwargs: Any,  # Hugging Face's own fields, which it passes on when it loads config.json
@@ -55,6 +56,7 @@ class ClickformerConfig(PreTrainedConfig):
         self.attention = attention
         self.block: BlockKind = block
         self.positions = positions
+        self.temperature = temperature
         self.repeats = repeats
         self.num_features = num_features
         super().__init__(**kwargs)
@@ -106,7 +108,7 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
     def __init__(self, config: ClickformerConfig) -> None:
         super().__init__(config)
         causal = config.attention == "causal"
-        self.item_table = ItemTable(config.vocabulary_size, config.hidden_size)
+        self.item_table = ItemTable(config.vocabulary_size, config.hidden_size, cosine=config.temperature is not None)
         self.event_embedding = EventEmbedding(config.hidden_size, config.num_actions, config.dropout)
         # One place more than events: that of the question asked after the last of them.
         learned = config.positions == "learned"
@@ -148,7 +150,9 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             vectors = vectors + self.places(torch.arange(item_index.shape[1], device=item_index.device))
         for block in self.blocks:
             vectors = block(vectors, padding_mask, moment)
-        return self.readout(vectors, elapsed)
+        states = self.readout(vectors, elapsed)
+        temperature = self.config.temperature
+        return states if temperature is None else F.normalize(states, dim=-1) / temperature
 
     def user_states(self, batch: TensorBatch) -> Tensor:
         """[B, D] the vector of each user at the moment of prediction."""

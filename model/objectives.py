@@ -46,7 +46,8 @@ class ItemLoss(nn.Module):
             return encoder.item_table(states=states, targets=targets, label_smoothing=self.softmax.label_smoothing)
         assert self.sampler is not None
         pool = self.sampler(targets, torch.Generator().manual_seed(seed))
-        positives, negatives = encoder.item_table(torch.cat([targets, pool.items])).tensor_split([len(targets)])
+        vectors = encoder.item_table(torch.cat([targets, pool.items]))
+        positives, negatives = encoder.item_table.compared(vectors).tensor_split([len(targets)])
         if isinstance(self.softmax, BinaryLoss):
             exponent = gbce_exponent(self.softmax.num_negatives, self.num_items, self.softmax.calibration)
             return generalised_bce_loss(states, positives, negatives, pool.items == targets[:, None], exponent)

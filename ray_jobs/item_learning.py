@@ -33,6 +33,8 @@ class ItemLearning:
     store: SequenceStore
     split: Split
     softmax: SoftmaxSettings
+    windows_per_user: int | None
+    """Newest windows of a user that are trained on; None: all."""
     objective: NextItem | MaskedItem
     encoder_config: dict[str, Any]
     target_actions: list[str] | None
@@ -47,7 +49,7 @@ class ItemLearning:
 
     def make_examples(self, sequences: Sequences) -> Examples:
         """Windows over each user's training history."""
-        return window_examples(sequences, self.split, self.length)
+        return window_examples(sequences, self.split, self.length, self.windows_per_user)
 
     def make_batch(self, sequences: Sequences, examples: Examples) -> Batch:
         """Windows and, at each event, the item after it."""
@@ -58,7 +60,11 @@ class ItemLearning:
         """The examples, and how often each item is a target: by that, negatives of a batch are corrected."""
         ends = history_ends(sequences, self.split, "validation")
         actions = self._target_actions if isinstance(self.objective, NextItem) else None  # any known item may be hidden
-        counts = count_items(sequences, ends, self.encoder_config["vocabulary_size"], actions)
+        size = self.encoder_config["vocabulary_size"]
+        counts = count_items(sequences, ends, size, actions)
+        if self.windows_per_user is not None:
+            begins = np.maximum(ends - self.windows_per_user * self.length, sequences.starts)
+            counts -= count_items(sequences, begins, size, actions)
         return StoreIndex(num_examples=np.array([len(examples)]), item_counts=counts)
 
     def empty_batch(self) -> Batch:

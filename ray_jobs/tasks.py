@@ -30,6 +30,7 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         store=store,
         split=split,
         softmax=settings.pretrain.softmax,
+        windows_per_user=settings.pretrain.windows_per_user,
         objective=settings.pretrain.objective,
         encoder_config=config,
         target_actions=settings.target_actions,
@@ -54,7 +55,7 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
     config = saved.encoder.config.to_dict()
     kept = {name: config[name] for name in ("vocabulary_size", "num_actions", "attention", *_encoder_fields())}
     match settings.finetune.task:
-        case NextItemTask(softmax=softmax):
+        case NextItemTask(softmax=softmax, windows_per_user=windows_per_user):
             if config["attention"] != "causal":
                 raise SettingsError(
                     "finetune.task next_item needs a causal encoder, and this one was pretrained with masked_item"
@@ -64,6 +65,7 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
                 store=store,
                 split=split,
                 softmax=softmax,
+                windows_per_user=windows_per_user,
                 objective=NextItem(),
                 encoder_config=kept,
                 target_actions=settings.target_actions,

@@ -97,6 +97,17 @@ def test_windows_are_cut_from_the_newest_event_so_that_only_the_oldest_is_short(
     assert windows.now.tolist() == [5, 3, 1]
 
 
+@pytest.mark.parametrize(
+    ("most", "expected"), [(1, [[13, 14]]), (2, [[13, 14], [11, 12]]), (9, [[13, 14], [11, 12], [10]])]
+)
+def test_the_newest_windows_alone_may_be_asked_for(
+    make_sequences: Callable, most: int, expected: list[list[int]]
+) -> None:
+    sequences = make_sequences([(time, 10 + time) for time in range(6)], [(0, 30)])
+    windows = window_examples(sequences, Cutoffs(validation=50, test=60, end=70), 2, most)
+    assert spans(sequences, windows) == [(0, window) for window in expected]
+
+
 def test_histories_hold_the_newest_events_of_every_user(make_sequences: Callable) -> None:
     sequences = make_sequences([(1, 10), (2, 11), (3, 12)], [], [(3, 20)])
     examples = history_examples(sequences, 3, 1)

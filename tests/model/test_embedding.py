@@ -83,6 +83,29 @@ def test_losses_are_those_of_the_scores() -> None:
     torch.testing.assert_close(table(states=states, targets=targets), expected)
 
 
+def test_by_cosine_the_length_of_an_item_vector_does_not_matter() -> None:
+    table = ItemTable(5, 4, cosine=True)
+    torch.nn.init.normal_(table.weight)
+    states, targets = torch.randn(3, 4), torch.tensor([2, 4, 3])
+    expected = states @ torch.nn.functional.normalize(table.weight[2:], dim=1).T
+    torch.testing.assert_close(table(states=states)[:, 2:], expected)
+    losses = torch.nn.functional.cross_entropy(expected, targets - 2, reduction="none")
+    torch.testing.assert_close(table(states=states, targets=targets), losses)
+    torch.testing.assert_close(table(torch.tensor([3])), table.weight[3:4])
+
+
+@pytest.mark.parametrize("softmax", [FullSoftmax(), SampledSoftmax(num_uniform=8, num_in_batch=4)])
+def test_by_cosine_no_score_is_beyond_one_over_the_temperature(
+    make_encoder: MakeEncoder, make_batch: MakeBatch, softmax: SoftmaxSettings
+) -> None:
+    encoder = make_encoder(temperature=0.1, repeats=False)
+    batch = to_tensors(make_batch(5, 2, 1), CPU)
+    users = encoder.user_states(batch)
+    torch.testing.assert_close(users.norm(dim=1), torch.full((3,), 10.0))
+    assert encoder.item_table(states=users)[:, 2:].abs().max() <= 10.0001
+    assert NextItemObjective(encoder, ItemLoss(softmax, torch.ones(12)))(batch, 0).isfinite()
+
+
 def test_item_table_asked_for_nothing_says_so() -> None:
     with pytest.raises(ValueError, match="ItemTable needs item_index or states"):
         ItemTable(5, 4)()

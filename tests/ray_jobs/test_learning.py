@@ -124,6 +124,19 @@ def test_items_are_counted_before_the_cutoff_only(item_learning: ItemLearning, s
     assert counted.num_examples.tolist() == [len(item_learning.make_examples(sequences))]
 
 
+def test_items_are_counted_in_the_windows_that_are_trained_on(
+    item_learning: ItemLearning, sequences: Sequences
+) -> None:
+    learning = replace(
+        item_learning, windows_per_user=1, encoder_config=item_learning.encoder_config | {"sequence_length": 1}
+    )
+    counted = count_bucket(learning, sequences)
+    examples = learning.make_examples(sequences)
+    newest = sequences.item_index[examples.end]
+    assert counted.num_examples.tolist() == [len(examples)]
+    assert counted.item_counts[2:].tolist() == np.bincount(newest, minlength=6)[2:].tolist()
+
+
 def test_items_are_counted_by_the_actions_that_are_predicted(item_learning: ItemLearning, sequences: Sequences) -> None:
     bought = count_bucket(replace(item_learning, target_actions=["buy"]), sequences)
     assert bought.item_counts.tolist() == [0, 0, 0, 1, 1, 0]
