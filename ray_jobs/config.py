@@ -72,7 +72,8 @@ class EvaluationSettings(SettingsModel):
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(5, 10, 20), min_length=1)
     """Cut-offs K of recall, NDCG and MRR."""
     exclude_seen: bool = False
-    """Leave items of the user's own history out of the ranking; the figures say which."""
+    """Leave items of the user's own history out of the ranking, in the report and in the validation while training; the
+    figures say which. Jobs that train read it from the settings file."""
     models: tuple[str, ...] = Field(default=("encoder",), min_length=1)
     """Models whose rankings are measured: encoder, and names of next_item tasks."""
     tasks: list[str] | None = None

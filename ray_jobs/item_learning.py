@@ -10,6 +10,7 @@ from torch import nn
 from data_io.batch import ITEM_INDEX, PADDING_MASK, TARGET_ITEM_INDEX, Batch, collate, padding_batch, shifted_targets
 from data_io.examples import Examples, next_item_examples, window_examples
 from data_io.schema import FIRST_INDEX
+from data_io.scores import seen_pairs
 from data_io.sequences import Sequences
 from data_io.splits import Split, history_ends
 from data_io.store import SequenceStore
@@ -20,7 +21,7 @@ from model.heads import free_parameters
 from model.metrics import ndcg_at
 from model.objectives import ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
 from model.scoring import iter_batches, rank_items
-from model.topk import target_ranks
+from model.topk import exclude_items, target_ranks
 from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, count_items
 
 VALIDATION_K = 10
@@ -38,6 +39,8 @@ class ItemLearning:
     objective: NextItem | MaskedItem
     encoder_config: dict[str, Any]
     target_actions: list[str] | None
+    exclude_seen: bool
+    """Whether validation leaves out items of a user's own history, as the report does."""
     pretrained_url: str | None
     """Encoder to start from; None: a fresh one."""
     trainable: FrozenEncoder | TopLayers | FullEncoder
@@ -102,6 +105,10 @@ class ItemLearning:
         for part, batch in iter_batches(sequences, examples, VALIDATION_BATCH):
             _, scores = rank_items(model, batch)
             targets = torch.from_numpy(part.target.astype(np.int64)).to(scores.device)
+            if self.exclude_seen:
+                own = scores.gather(1, targets[:, None])
+                exclude_items(scores, *seen_pairs(sequences, part))
+                scores.scatter_(1, targets[:, None], own)
             parts.append(ndcg_at(target_ranks(scores, targets).cpu().numpy(), VALIDATION_K)[:, None])
         return np.concatenate(parts)
 

@@ -34,6 +34,7 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         objective=settings.pretrain.objective,
         encoder_config=config,
         target_actions=settings.target_actions,
+        exclude_seen=settings.evaluation.exclude_seen,
         pretrained_url=None,
         trainable=FullEncoder(),
     )
@@ -69,6 +70,7 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
                 objective=NextItem(),
                 encoder_config=kept,
                 target_actions=settings.target_actions,
+                exclude_seen=settings.evaluation.exclude_seen,
                 pretrained_url=url,
                 trainable=settings.finetune.trainable,
             )

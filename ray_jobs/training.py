@@ -55,6 +55,7 @@ def train(
     """
     accumulation_steps(section.training, settings.cluster.num_workers)
     used = {"seed": settings.seed, "target_actions": settings.target_actions, "split": settings.split.model_dump()}
+    used |= {"exclude_seen": settings.evaluation.exclude_seen}  # validation ranks as the report does
     used |= {"section": section.model_dump(), "inputs": inputs}
     mark = fingerprint(used)
     if is_published(output_url, mark):

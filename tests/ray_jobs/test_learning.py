@@ -196,6 +196,17 @@ def test_validation_gives_a_row_for_each_example(
         assert learning.validate(model, sequences, examples.take(np.zeros(0, int))).shape == (0, width)  # pyright: ignore
 
 
+def test_validation_leaves_seen_items_out_only_where_the_report_does(
+    item_learning: ItemLearning, sequences: Sequences
+) -> None:
+    model = item_learning.model_of(item_learning.build(count_bucket(item_learning, sequences))).eval()
+    examples = item_learning.validation_examples(sequences)
+    with_seen = item_learning.validate(model, sequences, examples)
+    without = replace(item_learning, exclude_seen=True).validate(model, sequences, examples)
+    assert (without >= with_seen).all()
+    assert (without > with_seen).any()
+
+
 def test_metrics_of_known_values(item_learning: ItemLearning, outcome_learning: OutcomeLearning) -> None:
     assert item_learning.metric(np.array([[1.0], [0.0]])) == ("ndcg_at_10", 0.5)
     assert item_learning.metric(np.zeros((0, 2))) == ("ndcg_at_10", 0.0)
