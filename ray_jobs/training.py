@@ -105,8 +105,10 @@ def _describe(cluster: ClusterSettings) -> str:
 def count_store(learning: Learning) -> StoreIndex:
     """Training examples of each bucket and totals over all of them, counted by Ray Data."""
 
+    store = learning.store.with_columns({})
+
     def count(bucket: int) -> tuple[int, Any]:
-        sequences = learning.store.read_sequences(bucket)
+        sequences = store.read_sequences(bucket)
         return bucket, learning.count(sequences, learning.make_examples(sequences))
 
     num_buckets = learning.store.num_buckets
