@@ -30,7 +30,7 @@ class OwnInput(StrEnum):
 ColumnKind = Literal["numeric", "categorical", "text"]
 OWN: Final = "own"
 """What stands for a kind where an input is one of `OwnInput`."""
-DEFAULT_INPUTS: Final = (OwnInput.ACTION.value, OwnInput.GAP.value, OwnInput.ELAPSED.value)
+DEFAULT_INPUTS: Final[tuple[str, ...]] = (OwnInput.ACTION.value, OwnInput.GAP.value, OwnInput.ELAPSED.value)
 """What is seen unless the settings say otherwise, and what every model saw before they could."""
 CONTRACT_COLUMNS: Final[dict[str, ColumnKind]] = {
     "session_id": "categorical",

@@ -228,7 +228,7 @@ def event_inputs(batch: TensorBatch) -> EncoderInputs:
 def _with_question(inputs: EncoderInputs, lengths: Tensor) -> EncoderInputs:
     """The inputs with one hidden event after each user's last, at the moment of prediction."""
     columns = inputs["columns"].items()
-    padded = {name: F.pad(tensor, (0, 1)) for name, tensor in inputs.items() if name != "columns"}
+    padded: EncoderInputs = {name: F.pad(tensor, (0, 1)) for name, tensor in inputs.items() if name != "columns"}
     padded["columns"] = {name: F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, 1)) for name, tensor in columns}
     row = torch.arange(len(lengths), device=lengths.device)
     last = (lengths - 1).clamp(min=0)

@@ -29,7 +29,8 @@ from ray_jobs.train_loop import BEST, TrainRun, train_loop
 def open_store(settings: Settings) -> tuple[SequenceStore, Split]:
     """The store of a run and its split."""
     store = SequenceStore.open(storage.absolute(settings.store_url))
-    return store, resolve_split(settings.split, *store.read_time_histogram())
+    actions = store.action_indices(settings.target_actions)
+    return store, resolve_split(settings.split, *store.read_time_histogram(), actions)
 
 
 def train(
