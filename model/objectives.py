@@ -24,8 +24,8 @@ from model.negatives import NegativeSampler
 from model.repeat import mix_losses
 
 _ASKED_SHARE = 0.5
-_ASKED_SEED = 1 << 40
-"""Added to a seed, so that what is asked does not depend on what is hidden or drawn by the same seed."""
+_ASKED_SEED = 0x6173_6B65
+"""Changes a seed (torch takes 32 bits), so that what is asked does not go with what is hidden or drawn by it."""
 
 
 class Objective(Protocol):
@@ -98,7 +98,7 @@ def ask_for_some(actions: Tensor, seed: int) -> Tensor:
 
     So one network learns what comes next, and what comes next by action.
     """
-    drawn = torch.rand(actions.shape, generator=torch.Generator().manual_seed(seed + _ASKED_SEED))
+    drawn = torch.rand(actions.shape, generator=torch.Generator().manual_seed(seed ^ _ASKED_SEED))
     return torch.where(drawn.to(actions.device) < _ASKED_SHARE, actions, 0)
 
 
