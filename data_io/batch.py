@@ -5,10 +5,12 @@ True where an event is real. Invariant: what stands at a real position does not 
 batch.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 
+from data_io.columns import padding_rows
 from data_io.examples import Examples
 from data_io.schema import FIRST_INDEX, PADDING_INDEX
 from data_io.sequences import Sequences
@@ -23,6 +25,8 @@ ELAPSED: Final = "elapsed"
 """[B, T] int64: time bucket of the time to the next event of the span, or from its last event to now."""
 MOMENT: Final = "moment"
 """[B, T] int64: when each event was, microseconds since 1970 UTC; 0 at padding."""
+ASKED_ACTION: Final = "asked_action"
+"""[B, T] int64: in training, the action of the event after each, where a network can be asked by action."""
 PADDING_MASK: Final = "padding_mask"
 """[B, T] bool: True where an event is real."""
 TARGET_ITEM_INDEX: Final = "target_item_index"
@@ -31,6 +35,9 @@ OUTCOME: Final = "outcome"
 """[B] float32: the outcome to predict, 0 or 1."""
 FEATURES: Final = "features"
 """[B, F] float32: counts and recency of the whole history (`data_io.features`)."""
+
+COLUMN: Final = "column:"
+"""Before the name of a further column of the events: [B, T] int64, of text [B, T, K] (`data_io.columns`)."""
 
 Batch = dict[str, np.ndarray]
 
@@ -44,7 +51,7 @@ def time_bucket(seconds: np.ndarray) -> np.ndarray:
 
 
 def collate(sequences: Sequences, examples: Examples) -> Batch:
-    """The batch of some examples, padded to the longest of them (at least one event wide).
+    """The batch of some examples, padded to the longest of them (at least one event wide), with all columns there are.
 
     Args:
         sequences: the bucket the examples point into.
@@ -55,7 +62,7 @@ def collate(sequences: Sequences, examples: Examples) -> Batch:
     real = places < examples.end[:, None]
     places = np.where(real, places, 0)
     if not len(sequences.item_index):
-        return padding_batch(len(examples))
+        return padding_batch(len(examples), {name: column.kind for name, column in sequences.columns.items()})
     is_first = places == sequences.starts[examples.row][:, None]
     previous = np.where(is_first, places, places - 1)
     time = sequences.event_time
@@ -70,7 +77,7 @@ def collate(sequences: Sequences, examples: Examples) -> Batch:
         ELAPSED: np.where(real, elapsed, 0),
         MOMENT: np.where(real, time[places], 0),
         PADDING_MASK: real,
-    }
+    } | {f"{COLUMN}{name}": column.at(places, real) for name, column in sequences.columns.items()}
 
 
 def shifted_targets(sequences: Sequences, examples: Examples, target_actions: np.ndarray | None) -> np.ndarray:
@@ -86,6 +93,14 @@ def shifted_targets(sequences: Sequences, examples: Examples, target_actions: np
     return np.where(wanted, target, PADDING_INDEX)
 
 
+def following_actions(sequences: Sequences, examples: Examples) -> np.ndarray:
+    """[B, T] the action of the event after each input of training windows; 0 at padding."""
+    length = max(1, int((examples.end - examples.start).max(initial=1)))
+    places = examples.start[:, None] + np.arange(length)
+    real = places < examples.end[:, None]
+    return np.where(real, sequences.action_index[np.where(real, places + 1, 0)].astype(np.int64), PADDING_INDEX)
+
+
 def merge_batches(batches: list[Batch]) -> Batch:
     """One batch of several (at least one), padded to the longest."""
     length = max(batch[ITEM_INDEX].shape[1] for batch in batches)
@@ -95,11 +110,12 @@ def merge_batches(batches: list[Batch]) -> Batch:
 def _widen(name: str, array: np.ndarray, length: int) -> np.ndarray:
     if name in (OUTCOME, FEATURES):
         return array
-    return np.pad(array, ((0, 0), (0, length - array.shape[1])))
+    return np.pad(array, ((0, 0), (0, length - array.shape[1]), *((0, 0) for _ in array.shape[2:])))
 
 
-def padding_batch(num_examples: int) -> Batch:
-    """A batch without a single real event."""
+def padding_batch(num_examples: int, columns: Mapping[str, str] | None = None) -> Batch:
+    """A batch without a single real event; further columns are given by name and kind."""
     names = (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED, MOMENT)
     batch = {name: np.zeros((num_examples, 1), np.int64) for name in names}
+    batch |= {f"{COLUMN}{name}": padding_rows(kind, num_examples) for name, kind in (columns or {}).items()}
     return batch | {PADDING_MASK: np.zeros((num_examples, 1), bool)}

@@ -187,7 +187,8 @@ def _utc(moment: datetime) -> datetime:
 
 
 class LeaveOneOut(SettingsModel):
-    """The last event of each user is the test target, the one before it the validation target."""
+    """The last event of each user is the test target, the one before it the validation target; with target_actions,
+    the last two events of these actions, and a user who has fewer is trained on only."""
 
     kind: Literal["leave_one_out"] = "leave_one_out"
     """Which variant this is; another is chosen in the settings file."""

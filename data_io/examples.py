@@ -11,7 +11,7 @@ import numpy as np
 
 from data_io.schema import PADDING_INDEX
 from data_io.sequences import Sequences
-from data_io.splits import DAY_US, Split, Stage, ends_before, history_ends, target_ends
+from data_io.splits import DAY_US, Cutoffs, Split, Stage, ends_before, history_ends, target_ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,8 @@ def next_item_examples(
     ends = history_ends(sequences, split, stage)
     target = _first_target(sequences, ends, target_ends(sequences, split, stage), target_actions)
     row = np.flatnonzero((target >= 0) & (ends > sequences.starts))
-    moments = sequences.event_time[target[row]] if split is None else np.full(len(row), split.of(stage))
+    by_time = isinstance(split, Cutoffs)
+    moments = np.full(len(row), split.of(stage)) if by_time else sequences.event_time[target[row]]
     return _spans(sequences, row, ends[row], moments, length, sequences.item_index[target[row]])
 
 

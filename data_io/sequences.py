@@ -4,12 +4,13 @@ Events of a bucket are flat columns; a user is a slice of them given by offsets.
 How encoded events become sequences, and how parts of a user's sequence become one, is in `data_io.merging`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
+from data_io.columns import EncodedColumn, encode_column
 from data_io.schema import ACTION_INDEX, EVENT_TIME, ITEM_INDEX, UNKNOWN_INDEX, USER_ID
 
 _EVENTS_AT_A_TIME = 1 << 16
@@ -28,6 +29,8 @@ class Sequences:
     """[E] int16."""
     event_time: np.ndarray
     """[E] int64, microseconds since 1970 UTC."""
+    columns: Mapping[str, EncodedColumn] = field(default_factory=dict)
+    """Further columns of the events that were asked for, by name."""
 
     @property
     def num_users(self) -> int:
@@ -94,12 +97,19 @@ def flat_values(lists: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     return raw - raw[0], whole.values.slice(raw[0], raw[-1] - raw[0])
 
 
-def to_sequences(table: pa.Table) -> Sequences:
-    """Flat columns of store rows, without copying the events."""
+def to_sequences(table: pa.Table, kinds: Mapping[str, str] | None = None) -> Sequences:
+    """Flat columns of store rows, without copying the events.
+
+    Args:
+        table: rows with user_id, item_index, action_index and event_time.
+        kinds: of further columns to encode, by name; None: none.
+    """
     offsets = np.zeros(1, np.int64)
     columns: dict[str, np.ndarray] = {}
     for name in (ITEM_INDEX, ACTION_INDEX, EVENT_TIME):
         offsets, values = flat_values(table.column(name))
         flat = values.to_numpy(zero_copy_only=False)
         columns[name] = flat.astype("datetime64[us]").view(np.int64) if name == EVENT_TIME else flat
-    return Sequences(user_id=table.column(USER_ID).combine_chunks(), offsets=offsets, **columns)
+    further = {name: encode_column(kind, flat_values(table.column(name))[1]) for name, kind in (kinds or {}).items()}
+    user_id = table.column(USER_ID).combine_chunks()
+    return Sequences(user_id=user_id, offsets=offsets, columns=further, **columns)

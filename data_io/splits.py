@@ -2,7 +2,8 @@
 
 By time: training history lies strictly before the validation cutoff, validation history strictly before the test
 cutoff's targets, and no event at or after a cutoff enters a history. Leave-one-out exists to hold results against
-papers: it leaks time between users, as theirs do.
+papers: it leaks time between users, as theirs do. It holds out the last two events of a user or, where only some
+actions are to be predicted, the last two events of these; a history is all that stands before the event held out.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from data_io.config import LeaveOneOut, TimeSplit
-from data_io.schema import DataContractError
+from data_io.schema import PADDING_INDEX, DataContractError
 from data_io.sequences import Sequences
 from data_io.store import MINUTE_US
 
@@ -40,22 +41,50 @@ class Cutoffs:
         return {name: datetime.fromtimestamp(getattr(self, name) / 1e6, UTC).isoformat() for name in names}
 
 
-Split = Cutoffs | None
-"""A resolved split: cutoffs in time, or None for leave-one-out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastTargets:
+    """Leave-one-out where only some actions are to be predicted.
+
+    Of each user the last event of these actions that has an item is the test target, the one before it the validation
+    target. A user with fewer than two is not held out: all events train.
+    """
+
+    actions: tuple[int, ...]
+    """Indices of the actions."""
+
+    def places(self, sequences: Sequences, from_last: int) -> np.ndarray:
+        """[U] the last (1) or last but one (2) target event of each user; the end of one that is not held out."""
+        wanted = np.isin(sequences.action_index, self.actions) & (sequences.item_index != PADDING_INDEX)
+        targets = np.flatnonzero(wanted)
+        until = np.searchsorted(targets, sequences.ends)
+        held_out = until - np.searchsorted(targets, sequences.starts) >= 2
+        places = sequences.ends.copy()
+        places[held_out] = targets[until[held_out] - from_last]
+        return places
 
 
-def resolve_split(settings: TimeSplit | LeaveOneOut, minutes: np.ndarray, counts: np.ndarray) -> Split:
+Split = Cutoffs | LastTargets | None
+"""A resolved split: cutoffs in time, or leave-one-out of target events, or (None) of any events."""
+
+
+def resolve_split(
+    settings: TimeSplit | LeaveOneOut,
+    minutes: np.ndarray,
+    counts: np.ndarray,
+    target_actions: np.ndarray | None = None,
+) -> Split:
     """The split of a store, from its settings and its histogram of time.
 
     Args:
         settings: shares or explicit cutoffs, or leave-one-out.
         minutes, counts: as `SequenceStore.read_time_histogram` gives them.
+        target_actions: indices of the actions that are to be predicted, which leave-one-out goes by; None: all.
 
     Raises:
         DataContractError: a part of the split would hold no event.
     """
     if isinstance(settings, LeaveOneOut):
-        return None
+        return None if target_actions is None else LastTargets(actions=tuple(target_actions.tolist()))
     end = int(minutes[-1] + 1) * MINUTE_US
     if settings.validation_cutoff_time and settings.test_cutoff_time:
         validation, test = _micros(settings.validation_cutoff_time), _micros(settings.test_cutoff_time)
@@ -77,15 +106,19 @@ def resolve_split(settings: TimeSplit | LeaveOneOut, minutes: np.ndarray, counts
 
 def history_ends(sequences: Sequences, split: Split, stage: Stage) -> np.ndarray:
     """[U] one past the last event of each user's history at a stage; the target, if any, is the event there."""
-    if split is None:
-        held_out = 2 if stage == "validation" else 1
-        return np.maximum(sequences.ends - held_out, sequences.starts)
-    return ends_before(sequences, split.of(stage))
+    held_out = 2 if stage == "validation" else 1
+    match split:
+        case None:
+            return np.maximum(sequences.ends - held_out, sequences.starts)
+        case LastTargets():
+            return split.places(sequences, held_out)
+        case Cutoffs():
+            return ends_before(sequences, split.of(stage))
 
 
 def target_ends(sequences: Sequences, split: Split, stage: Stage) -> np.ndarray:
     """[U] one past the last event of each user that may be a target of a stage."""
-    if split is None:
+    if not isinstance(split, Cutoffs):
         return np.minimum(history_ends(sequences, split, stage) + 1, sequences.ends)
     return ends_before(sequences, split.test) if stage == "validation" else sequences.ends
 

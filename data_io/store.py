@@ -8,7 +8,8 @@ A bucket has a part from each build or append that had events of its users; part
 buckets it names.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from data_io import storage
 from data_io.buckets import read_bucket, read_part
 from data_io.config import SettingsError
+from data_io.inputs import ColumnKind, columns_of_store, with_kinds
 from data_io.merging import merge_parts
 from data_io.schema import ACTION_INDEX, COUNT, EVENT_TIME, FIRST_INDEX, ITEM_INDEX, USER_ID, DataContractError
 from data_io.sequences import Sequences, to_sequences
@@ -47,6 +49,8 @@ class SequenceStore:
     manifest: dict[str, Any]
     limits: tuple[int, int] | None = None
     """Vocabulary size and number of action indices of the model that reads; None: all there are."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Further columns that sequences bring along, by name, each with its kind."""
 
     @classmethod
     def open(cls, url: str) -> "SequenceStore":
@@ -60,6 +64,15 @@ class SequenceStore:
     def seen_by(self, vocabulary_size: int, num_actions: int) -> "SequenceStore":
         """The store as a model sees it that was trained before the newest items and actions came up."""
         return replace(self, limits=(vocabulary_size, num_actions))
+
+    def with_columns(self, columns: Mapping[str, str]) -> "SequenceStore":
+        """The store as a model sees it that takes these columns of the events, given by name and kind.
+
+        Raises:
+            SettingsError: the store lacks a column.
+        """
+        with_kinds(columns, self.event_columns)
+        return replace(self, columns=columns)
 
     def check_current(self) -> None:
         """Fail where the store cannot be changed, only read.
@@ -97,6 +110,11 @@ class SequenceStore:
     def actions(self) -> list[str]:
         """Known actions; the first has index 2."""
         return list(self.manifest["actions"])
+
+    @property
+    def event_columns(self) -> dict[str, ColumnKind]:
+        """Columns of the events besides item, action and time, by name, each with its kind."""
+        return columns_of_store(self.manifest.get("carried", {}))
 
     @cached_property
     def item_table(self) -> pl.DataFrame:
@@ -150,8 +168,9 @@ class SequenceStore:
         return frame
 
     def read_sequences(self, bucket: int) -> Sequences:
-        """Users and events of one bucket, verified against the manifest."""
-        sequences = to_sequences(self.read_rows(bucket, columns=_SEQUENCE_COLUMNS))
+        """Users and events of one bucket with the columns asked for, verified against the manifest."""
+        rows = self.read_rows(bucket, columns=[*_SEQUENCE_COLUMNS, *self.columns])
+        sequences = to_sequences(rows, self.columns)
         if self._indices is not None:
             sequences = replace(sequences, item_index=self._indices[sequences.item_index])
         return sequences if self.limits is None else sequences.known_to(*self.limits)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from data_io.config import SettingsModel
+from data_io.inputs import DEFAULT_INPUTS
 
 
 class EncoderSettings(SettingsModel):
@@ -32,6 +33,11 @@ class EncoderSettings(SettingsModel):
     seldom seen); None: by their dot product."""
     repeats: bool = True
     """Whether items a user had are chosen again by a path of their own; off where nobody gets an item twice."""
+    inputs: tuple[str, ...] = DEFAULT_INPUTS
+    """What is seen of an event besides its item: action, gap (time since the event before), elapsed (time to the next,
+    or to the moment of prediction), asked_action (which action is asked for: then all actions train, and target_actions
+    are asked for where that is one), calendar (hour and weekday, UTC), and columns of the store: session_id, query,
+    price, quantity, rating and those of events.features. Block hstu knows times anyway."""
 
     @model_validator(mode="after")
     def _check(self) -> "EncoderSettings":

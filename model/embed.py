@@ -1,6 +1,6 @@
 """Vectors of users from histories at hand, in any Python process: no store, no Ray, no DeepSpeed.
 
-Invariant: a history gives the vector that `score_users` would write for it.
+Invariant: a history gives the vector that `score_users` would write for it, were further columns of its events missing.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,9 @@ import pyarrow as pa
 import torch
 
 from data_io.batch import collate
+from data_io.columns import missing_column
 from data_io.examples import history_examples
+from data_io.inputs import columns_among
 from data_io.schema import FIRST_INDEX, UNKNOWN_INDEX, DataContractError
 from data_io.sequences import Sequences
 from model.checkpoint import SavedModel
@@ -46,6 +48,7 @@ def _sequences(saved: SavedModel, histories: list[list[Event]]) -> Sequences:
     events = [event for history in histories for event in history]
     ids = saved.vocabulary.item_ids
     known = saved.manifest["actions"][: saved.encoder.config.num_actions - FIRST_INDEX]  # a store may have more by now
+    columns = columns_among(saved.encoder.config.inputs)
     names = {name: index for index, name in enumerate(known, FIRST_INDEX)}
     return Sequences(
         user_id=pa.array(range(len(histories))),
@@ -53,6 +56,7 @@ def _sequences(saved: SavedModel, histories: list[list[Event]]) -> Sequences:
         item_index=saved.vocabulary.encode(_ids([item for item, _, _ in events], ids.type)),
         action_index=np.array([names.get(action, UNKNOWN_INDEX) for _, action, _ in events], np.int16),
         event_time=np.array([_micros(time) for _, _, time in events], np.int64),
+        columns={name: missing_column(kind, len(events)) for name, kind in columns.items()},
     )
 
 

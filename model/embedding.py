@@ -4,11 +4,14 @@ Every access to the item table goes through ItemTable.forward, because under ZeR
 module that owns it runs. Invariant: the padding row is zero and never receives gradient.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_io.batch import NUM_TIME_BUCKETS
+from data_io.inputs import DEFAULT_INPUTS, OwnInput
 from data_io.schema import FIRST_INDEX, PADDING_INDEX
 from model.losses import catalogue_loss
 
@@ -56,19 +59,31 @@ class ItemTable(nn.Module):
 
 
 class EventEmbedding(nn.Module):
-    """What happened (action), how long after the event before (gap), to what: one vector an event."""
+    """What happened (action), how long after the event before (gap), to what: one vector an event.
 
-    def __init__(self, hidden_size: int, num_actions: int, dropout: float) -> None:
+    Action and gap stand there if they are among the inputs; others are in `model.event_inputs`.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_actions: int, dropout: float, inputs: Collection[str] = DEFAULT_INPUTS
+    ) -> None:
         super().__init__()
-        self.action = nn.Embedding(num_actions, hidden_size, padding_idx=PADDING_INDEX)
-        self.gap = nn.Embedding(NUM_TIME_BUCKETS, hidden_size, padding_idx=PADDING_INDEX)
+        sizes = {OwnInput.ACTION: num_actions, OwnInput.GAP: NUM_TIME_BUCKETS}
+        tables = {
+            name: nn.Embedding(size, hidden_size, padding_idx=PADDING_INDEX) if name in inputs else None
+            for name, size in sizes.items()
+        }
+        self.action, self.gap = tables[OwnInput.ACTION], tables[OwnInput.GAP]
         self.mask = nn.Embedding(1, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, items: Tensor, action_index: Tensor, gap: Tensor, hidden: Tensor | None) -> Tensor:
-        """Event vectors [B, T, D] from item vectors [B, T, D]; where `hidden` [B, T], item and action are masked."""
-        vectors = items + self.action(action_index)
+        """Event vectors [B, T, D] from vectors [B, T, D] of items, and of what else is seen of the events.
+
+        Where `hidden` [B, T], all is masked but the gap, which is known before the event.
+        """
+        vectors = items if self.action is None else items + self.action(action_index)
         if hidden is not None:
             mask = self.mask(torch.zeros_like(action_index))
             vectors = torch.where(hidden[..., None], mask, vectors)
-        return self.dropout(vectors + self.gap(gap))
+        return self.dropout(vectors if self.gap is None else vectors + self.gap(gap))

@@ -1,10 +1,12 @@
 """The encoder: a user's events in, a state at each event and a vector of the user out.
 
 Saved and loaded as a Hugging Face folder. The readout looks at a state together with the time elapsed until the moment
-of prediction, so that a basket's next line and next week's visit are different questions. Invariant: a user's vector
-does not depend on padding or on the other users of a batch.
+of prediction, so that a basket's next line and next week's visit are different questions, and with the action that is
+asked for, if any. Invariants: a user's vector does not depend on padding or on the other users of a batch; a causal
+state depends on no later event, save in the readout on when the next one comes (elapsed) and its action (if asked).
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,16 +14,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, MOMENT, NUM_TIME_BUCKETS, PADDING_MASK
-from data_io.schema import FIRST_INDEX
+from data_io.batch import (
+    ACTION_INDEX,
+    ASKED_ACTION,
+    COLUMN,
+    ELAPSED,
+    GAP,
+    ITEM_INDEX,
+    MOMENT,
+    NUM_TIME_BUCKETS,
+    PADDING_MASK,
+)
+from data_io.inputs import DEFAULT_INPUTS, OWN, OwnInput
+from data_io.schema import FIRST_INDEX, PADDING_INDEX
 from model.attention import SelfAttention
 from model.embedding import EventEmbedding, ItemTable
+from model.event_inputs import FurtherInputs, has_further
 from model.repeat import RepeatChoice, mix_scores
 from model.transformer import BlockKind, FeedForward, make_block
 
 EMBEDDING_STD = 0.02
 
 TensorBatch = dict[str, Tensor]
+EncoderInputs = dict[str, Any]
+"""What `ClickformerEncoder.forward` takes, by the names of its parameters."""
 
 
 class ClickformerConfig(PreTrainedConfig):
@@ -44,6 +60,8 @@ class ClickformerConfig(PreTrainedConfig):
         temperature: float | None = None,
         repeats: bool = True,
         num_features: int = 0,
+        inputs: dict[str, str] | None = None,  # None: of a model saved before there was a choice
+        asked_action: int = PADDING_INDEX,
         **kwargs: Any,  # Hugging Face's own fields, which it passes on when it loads config.json
     ) -> None:
         self.vocabulary_size = vocabulary_size
@@ -59,22 +77,30 @@ class ClickformerConfig(PreTrainedConfig):
         self.temperature = temperature
         self.repeats = repeats
         self.num_features = num_features
+        self.inputs = dict.fromkeys(DEFAULT_INPUTS, OWN) if inputs is None else dict(inputs)
+        self.asked_action = asked_action
         super().__init__(**kwargs)
 
 
 class Readout(nn.Module):
-    """A state and the time elapsed since its event, turned into a vector that can be held against items."""
+    """A state and what is asked (after what time, for which action), as a vector that can be held against items."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, num_actions: int, inputs: Mapping[str, str]) -> None:
         super().__init__()
-        self.elapsed = nn.Embedding(NUM_TIME_BUCKETS, hidden_size, padding_idx=0)
+        sees = OwnInput.ELAPSED in inputs
+        self.elapsed = nn.Embedding(NUM_TIME_BUCKETS, hidden_size, padding_idx=0) if sees else None
         self.norm = nn.LayerNorm(hidden_size)
         self.feed_forward = FeedForward(hidden_size)
         self.output_norm = nn.LayerNorm(hidden_size)
+        sees = OwnInput.ASKED_ACTION in inputs
+        self.asked_action = nn.Embedding(num_actions, hidden_size, padding_idx=PADDING_INDEX) if sees else None
 
-    def forward(self, states: Tensor, elapsed: Tensor) -> Tensor:
-        """[..., D] from states [..., D] and time buckets [...]."""
-        states = states + self.elapsed(elapsed)
+    def forward(self, states: Tensor, elapsed: Tensor, asked_action: Tensor) -> Tensor:
+        """[..., D] from states [..., D], time buckets [...] and actions [...], 0 where none is asked for."""
+        if self.elapsed is not None:
+            states = states + self.elapsed(elapsed)
+        if self.asked_action is not None:
+            states = states + self.asked_action(asked_action)
         return self.output_norm(states + self.feed_forward(self.norm(states)))
 
 
@@ -109,7 +135,8 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         super().__init__(config)
         causal = config.attention == "causal"
         self.item_table = ItemTable(config.vocabulary_size, config.hidden_size, cosine=config.temperature is not None)
-        self.event_embedding = EventEmbedding(config.hidden_size, config.num_actions, config.dropout)
+        self.event_embedding = EventEmbedding(config.hidden_size, config.num_actions, config.dropout, config.inputs)
+        self.further_inputs = FurtherInputs(config.hidden_size, config.inputs) if has_further(config.inputs) else None
         # One place more than events: that of the question asked after the last of them.
         learned = config.positions == "learned"
         self.places = nn.Embedding(config.sequence_length + 1, config.hidden_size) if learned else None
@@ -125,7 +152,7 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             )
             for _ in range(config.num_layers)
         )
-        self.readout = Readout(config.hidden_size)
+        self.readout = Readout(config.hidden_size, config.num_actions, config.inputs)
         self.repeat_choice = RepeatChoice(config.hidden_size, causal=causal) if config.repeats else None
         self.post_init()
 
@@ -138,19 +165,27 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         moment: Tensor,
         padding_mask: Tensor,
         hidden: Tensor | None = None,
+        columns: Mapping[str, Tensor] | None = None,
+        asked_action: Tensor | None = None,
     ) -> Tensor:
         """A state [B, T, D] at every event, to be held against item vectors.
 
         Args:
             item_index, action_index, gap, elapsed, moment, padding_mask: [B, T], see `data_io.batch`.
-            hidden: [B, T] True where item and action are to be guessed (masked-item training).
+            hidden: [B, T] True where the event is to be guessed (masked-item training).
+            columns: [B, T] or [B, T, K] further columns of the events, by name; None: there are none.
+            asked_action: [B, T] action of what is asked for at each event; None: any.
         """
-        vectors = self.event_embedding(self.item_table(item_index), action_index, gap, hidden)
+        items = self.item_table(item_index)
+        if self.further_inputs is not None:
+            items = items + self.further_inputs(moment, padding_mask, columns or {})
+        vectors = self.event_embedding(items, action_index, gap, hidden)
         if self.places is not None:
             vectors = vectors + self.places(torch.arange(item_index.shape[1], device=item_index.device))
         for block in self.blocks:
             vectors = block(vectors, padding_mask, moment)
-        states = self.readout(vectors, elapsed)
+        asked = torch.zeros_like(elapsed) if asked_action is None else asked_action
+        states = self.readout(vectors, elapsed, asked)
         temperature = self.config.temperature
         return states if temperature is None else F.normalize(states, dim=-1) / temperature
 
@@ -170,30 +205,36 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         repeats = self.repeat_choice(states, choosable_events(inputs))
         return users, mix_scores(scores, inputs[ITEM_INDEX], repeats.log_weight[row, place], repeats.gate[row, place])
 
-    def _ask(self, batch: TensorBatch) -> tuple[TensorBatch, Tensor, Tensor]:
+    def _ask(self, batch: TensorBatch) -> tuple[EncoderInputs, Tensor, Tensor]:
         """Inputs, states [B, T, D], and the place [B] of each user's state at the moment of prediction."""
         lengths = batch[PADDING_MASK].sum(dim=1)
-        inputs = event_inputs(batch)
-        if self.config.attention == "causal":
-            return inputs, self(**inputs), (lengths - 1).clamp(min=0)
-        inputs = _with_question(inputs, lengths)
-        return inputs, self(**inputs), lengths
+        inputs, place = event_inputs(batch), (lengths - 1).clamp(min=0)
+        if self.config.attention != "causal":
+            inputs, place = _with_question(inputs, lengths), lengths
+        asked = torch.zeros_like(inputs[ACTION_INDEX])
+        asked[torch.arange(len(place), device=place.device), place] = self.config.asked_action
+        inputs[ASKED_ACTION] = asked
+        return inputs, self(**inputs), place
 
 
-def choosable_events(inputs: TensorBatch) -> Tensor:
+def choosable_events(inputs: EncoderInputs) -> Tensor:
     """[B, T] True at real events with a known item that is not hidden."""
     choosable = inputs[PADDING_MASK] & (inputs[ITEM_INDEX] >= FIRST_INDEX)
     return choosable & ~inputs["hidden"] if "hidden" in inputs else choosable
 
 
-def event_inputs(batch: TensorBatch) -> TensorBatch:
+def event_inputs(batch: TensorBatch) -> EncoderInputs:
     """The tensors of a batch that the encoder takes."""
-    return {name: batch[name] for name in (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED, MOMENT, PADDING_MASK)}
+    columns = {name.removeprefix(COLUMN): tensor for name, tensor in batch.items() if name.startswith(COLUMN)}
+    own = {name: batch[name] for name in (ITEM_INDEX, ACTION_INDEX, GAP, ELAPSED, MOMENT, PADDING_MASK)}
+    return own | {"columns": columns}
 
 
-def _with_question(inputs: TensorBatch, lengths: Tensor) -> TensorBatch:
+def _with_question(inputs: EncoderInputs, lengths: Tensor) -> EncoderInputs:
     """The inputs with one hidden event after each user's last, at the moment of prediction."""
-    padded = {name: F.pad(tensor, (0, 1)) for name, tensor in inputs.items()}
+    columns = inputs["columns"].items()
+    padded: EncoderInputs = {name: F.pad(tensor, (0, 1)) for name, tensor in inputs.items() if name != "columns"}
+    padded["columns"] = {name: F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, 1)) for name, tensor in columns}
     row = torch.arange(len(lengths), device=lengths.device)
     last = (lengths - 1).clamp(min=0)
     padded[GAP][row, lengths] = padded[ELAPSED][row, last]

@@ -12,15 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_io.batch import ITEM_INDEX, OUTCOME, PADDING_MASK, TARGET_ITEM_INDEX
+from data_io.batch import ACTION_INDEX, ASKED_ACTION, ITEM_INDEX, OUTCOME, PADDING_MASK, TARGET_ITEM_INDEX
 from data_io.config import SettingsError
+from data_io.inputs import OwnInput
 from data_io.schema import FIRST_INDEX
 from model.config import AutoSoftmax, BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
-from model.encoder import ClickformerEncoder, TensorBatch, choosable_events, event_inputs
+from model.encoder import ClickformerEncoder, EncoderInputs, TensorBatch, choosable_events, event_inputs
 from model.heads import ClickformerForOutcome
 from model.losses import Correction, gbce_exponent, generalised_bce_loss, sampled_softmax_loss
 from model.negatives import NegativeSampler
 from model.repeat import mix_losses
+
+_ASKED_SHARE = 0.5
+_ASKED_SEED = 0x6173_6B65
+"""Changes a seed (torch takes 32 bits), so that what is asked does not go with what is hidden or drawn by it."""
 
 
 class Objective(Protocol):
@@ -89,6 +94,15 @@ def check_repeats(softmax: SoftmaxSettings, repeats: bool) -> None:
         )
 
 
+def ask_for_some(actions: Tensor, seed: int) -> Tensor:
+    """The actions [B, T] of targets where they are asked for, at half of the places, drawn by `seed`; else 0.
+
+    So one network learns what comes next, and what comes next by action.
+    """
+    drawn = torch.rand(actions.shape, generator=torch.Generator().manual_seed(seed ^ _ASKED_SEED))
+    return torch.where(drawn.to(actions.device) < _ASKED_SHARE, actions, 0)
+
+
 class ItemObjective(nn.Module):
     """What item objectives share: the encoder, and the loss of choosing anew, mixed with choosing again if it can."""
 
@@ -98,7 +112,7 @@ class ItemObjective(nn.Module):
         self.encoder = encoder
         self.item_loss = item_loss
 
-    def mixture_loss(self, inputs: TensorBatch, targets: Tensor, seed: int) -> Tensor:
+    def mixture_loss(self, inputs: EncoderInputs, targets: Tensor, seed: int) -> Tensor:
         """Summed loss over positions whose target [B, T] is not 0."""
         states = self.encoder(**inputs)
         wanted = targets > 0
@@ -115,7 +129,10 @@ class NextItemObjective(ItemObjective):
 
     def forward(self, batch: TensorBatch, seed: int) -> Tensor:
         """Summed loss over positions whose target is not 0."""
-        return self.mixture_loss(event_inputs(batch), batch[TARGET_ITEM_INDEX], seed)
+        inputs = event_inputs(batch)
+        if OwnInput.ASKED_ACTION in self.encoder.config.inputs:
+            inputs[ASKED_ACTION] = ask_for_some(batch[ASKED_ACTION], seed)
+        return self.mixture_loss(inputs, batch[TARGET_ITEM_INDEX], seed)
 
 
 class MaskedItemObjective(ItemObjective):
@@ -133,6 +150,8 @@ class MaskedItemObjective(ItemObjective):
         drawn = torch.rand(items.shape, generator=generator).to(items.device) < self.mask_share
         hidden = known & drawn
         inputs = event_inputs(batch) | {"hidden": hidden}
+        if OwnInput.ASKED_ACTION in self.encoder.config.inputs:
+            inputs[ASKED_ACTION] = ask_for_some(torch.where(hidden, batch[ACTION_INDEX], 0), seed)
         loss = self.mixture_loss(inputs, torch.where(hidden, items, 0), seed)
         return loss * (known.sum() / hidden.sum().clamp(min=1))
 

@@ -9,7 +9,7 @@ from operator import add
 
 import numpy as np
 
-from data_io.splits import DAY_US, Split, ends_before, history_ends
+from data_io.splits import DAY_US, Cutoffs, Split, ends_before, history_ends
 from data_io.store import SequenceStore
 from model.neighbours import (
     ItemNeighbours,
@@ -59,10 +59,10 @@ def count_history(store: SequenceStore, split: Split, recent_days: float) -> Ite
 
     Args:
         store: of the run.
-        split: None (leave-one-out) has no cutoff: the newest days are then those before the end of the log.
+        split: leave-one-out has no cutoff: the newest days are then those before the end of the log.
         recent_days: length of the newest days.
     """
-    until = store.end_time if split is None else split.test
+    until = split.test if isinstance(split, Cutoffs) else store.end_time
     since, size = until - int(recent_days * DAY_US), store.vocabulary.size
 
     def count(bucket: int) -> ItemCounts:

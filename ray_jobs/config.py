@@ -24,6 +24,7 @@ from data_io.config import (
     TimeSplit,
     UserSettings,
 )
+from data_io.inputs import check_inputs
 from model.config import EncoderSettings, FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, PretrainSettings
 
 
@@ -143,6 +144,7 @@ class Settings(SettingsModel):
     def _check(self) -> "Settings":
         if self.finetune.name in RESERVED_NAMES:
             raise ValueError(f"finetune.name {self.finetune.name} has a meaning of its own; choose another name")
+        check_inputs(self.encoder.inputs, self.events.features)
         if isinstance(self.split, LeaveOneOut) and isinstance(self.finetune.task, OutcomeTask):
             raise ValueError(
                 "finetune.task outcome needs a moment in time, which split leave_one_out has not; use split kind time "

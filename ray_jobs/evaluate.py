@@ -22,7 +22,7 @@ from data_io import storage
 from data_io.buckets import BucketWriter, fingerprint, is_published
 from data_io.lease import write_lease
 from data_io.snapshots import read_manifest
-from data_io.splits import Split
+from data_io.splits import Cutoffs, Split
 from data_io.store import QUALITY_REPORT_NAME, SequenceStore
 from model.baselines import BaselineTables
 from ray_jobs.baseline_passes import ItemCounts, count_history, find_neighbours, why_without_item_knn
@@ -69,7 +69,7 @@ def _plan(settings: Settings, store: SequenceStore, split: Split, url: str) -> E
     options = settings.evaluation
     store.action_indices(settings.target_actions)
     models = {name: find_recommender(settings, store, name) for name in options.models}
-    tasks = find_tasks(settings, store, options.tasks) if split else {}
+    tasks = find_tasks(settings, store, options.tasks) if isinstance(split, Cutoffs) else {}
     used = {
         "store": store.fingerprint,
         "models": {name: folder.manifest["fingerprint"] for name, folder in (models | tasks).items()},

@@ -7,8 +7,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_io.batch import ITEM_INDEX, PADDING_MASK, TARGET_ITEM_INDEX, Batch, collate, padding_batch, shifted_targets
+from data_io.batch import (
+    ASKED_ACTION,
+    ITEM_INDEX,
+    PADDING_MASK,
+    TARGET_ITEM_INDEX,
+    Batch,
+    collate,
+    following_actions,
+    padding_batch,
+    shifted_targets,
+)
 from data_io.examples import Examples, next_item_examples, window_examples
+from data_io.inputs import OwnInput
 from data_io.schema import FIRST_INDEX
 from data_io.scores import seen_pairs
 from data_io.sequences import Sequences
@@ -55,24 +66,26 @@ class ItemLearning:
         return window_examples(sequences, self.split, self.length, self.windows_per_user)
 
     def make_batch(self, sequences: Sequences, examples: Examples) -> Batch:
-        """Windows and, at each event, the item after it."""
-        targets = shifted_targets(sequences, examples, self._target_actions)
-        return collate(sequences, examples) | {TARGET_ITEM_INDEX: targets}
+        """Windows and, at each event, the item after it, with its action where that can be asked for."""
+        targets = {TARGET_ITEM_INDEX: shifted_targets(sequences, examples, self._trained_actions)}
+        if self._can_be_asked:
+            targets[ASKED_ACTION] = following_actions(sequences, examples)
+        return collate(sequences, examples) | targets
 
     def count(self, sequences: Sequences, examples: Examples) -> StoreIndex:
         """The examples, and how often each item is a target: by that, negatives of a batch are corrected."""
         ends = history_ends(sequences, self.split, "validation")
-        actions = self._target_actions if isinstance(self.objective, NextItem) else None  # any known item may be hidden
         size = self.encoder_config["vocabulary_size"]
-        counts = count_items(sequences, ends, size, actions)
+        counts = count_items(sequences, ends, size, self._trained_actions)
         if self.windows_per_user is not None:
             begins = np.maximum(ends - self.windows_per_user * self.length, sequences.starts)
-            counts -= count_items(sequences, begins, size, actions)
+            counts -= count_items(sequences, begins, size, self._trained_actions)
         return StoreIndex(num_examples=np.array([len(examples)]), item_counts=counts)
 
     def empty_batch(self) -> Batch:
         """One row of padding."""
-        return padding_batch(1) | {TARGET_ITEM_INDEX: np.zeros((1, 1), np.int64)}
+        names = (TARGET_ITEM_INDEX, ASKED_ACTION) if self._can_be_asked else (TARGET_ITEM_INDEX,)
+        return padding_batch(1, self.store.columns) | {name: np.zeros((1, 1), np.int64) for name in names}
 
     def num_targets(self, batch: Batch) -> int:
         """Positions whose item is to be predicted; for masked items all known ones, for which the hidden stand."""
@@ -121,6 +134,16 @@ class ItemLearning:
         return {"kind": "next_item", "target_actions": self.target_actions}
 
     @property
+    def _can_be_asked(self) -> bool:
+        return OwnInput.ASKED_ACTION in self.encoder_config["inputs"]
+
+    @property
+    def _trained_actions(self) -> np.ndarray | None:
+        """Actions whose items are targets in training: any may be hidden, and any may be asked for by its action."""
+        only_wanted = isinstance(self.objective, NextItem) and not self._can_be_asked
+        return self._target_actions if only_wanted else None
+
+    @property
     def _target_actions(self) -> np.ndarray | None:
         return self.store.action_indices(self.target_actions)
 
@@ -129,4 +152,5 @@ class ItemLearning:
             return ClickformerEncoder(ClickformerConfig(**self.encoder_config))
         encoder = load_model(self.pretrained_url).encoder
         free_parameters(encoder, self.trainable)
+        encoder.config.asked_action = self.encoder_config["asked_action"]
         return encoder

@@ -63,7 +63,7 @@ class OutcomeLearning:
     def empty_batch(self) -> Batch:
         """One user without events."""
         features = np.zeros((1, len(FEATURE_NAMES)), np.float32)
-        return padding_batch(1) | {FEATURES: features, OUTCOME: np.zeros(1, np.float32)}
+        return padding_batch(1, self.store.columns) | {FEATURES: features, OUTCOME: np.zeros(1, np.float32)}
 
     def num_targets(self, batch: Batch) -> int:
         """Users that have events."""

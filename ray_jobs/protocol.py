@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from data_io.splits import Split
+from data_io.splits import Cutoffs, LastTargets, Split
 from ray_jobs.config import EvaluationSettings, Settings
 
 
@@ -16,7 +16,7 @@ def describe_protocol(settings: Settings, split: Split, without_item_knn: str | 
     """
     options, k = settings.evaluation, settings.evaluation.headline_k
     return {
-        "split": settings.split.model_dump(mode="json") | (split.describe() if split else {}),
+        "split": settings.split.model_dump(mode="json") | (split.describe() if isinstance(split, Cutoffs) else {}),
         "split_in_words": _split_in_words(split),
         "ranking": f"full catalogue; the target is {_target_in_words(settings, split)}"
         + (", seen items left out" if options.exclude_seen else ", seen items kept"),
@@ -29,7 +29,7 @@ def describe_protocol(settings: Settings, split: Split, without_item_knn: str | 
         "head are the fewest top items that hold half of the training events, middle the next up to 90 %, tail the "
         f"rest. Training events of the target: none is new, up to {options.rare_events} rare, else known. Training "
         "events are those before the validation cutoff"
-        + ("." if split else " (of each user, all but the last two).")
+        + _training_in_words(split)
         + " In each slice a model is held against the baseline that is best there.",
         "lists": f"First {k} items of each user's ranking"
         + (" without those of the user's history" if options.exclude_seen else "")
@@ -46,7 +46,24 @@ def describe_protocol(settings: Settings, split: Split, without_item_knn: str | 
     }
 
 
+def _training_in_words(split: Split) -> str:
+    match split:
+        case Cutoffs():
+            return "."
+        case LastTargets():
+            return " (of each user, those before the last but one of the events that are predicted)."
+        case None:
+            return " (of each user, all but the last two)."
+
+
 def _split_in_words(split: Split) -> str:
+    if isinstance(split, LastTargets):
+        return (
+            "Leave-one-out: the target is the last event of each user that has an action to be predicted, the history "
+            "all before; the last but one of these events serves validation, and training ends before it. A user with "
+            "fewer than two is trained on only. There is no moment in time that divides the log, so what other users "
+            "did later is known to models and baselines alike."
+        )
     if split is None:
         return (
             "Leave-one-out: the target is the last event of each user, the history all before; the event before the "
@@ -63,6 +80,8 @@ def _split_in_words(split: Split) -> str:
 
 def _target_in_words(settings: Settings, split: Split) -> str:
     actions = f" and an action among {', '.join(settings.target_actions)}" if settings.target_actions else ""
+    if isinstance(split, LastTargets):
+        return f"the last event of a user that has an item{actions}"
     if split is None:
         return f"the last event of a user, if it has an item{actions}"
     return f"the first event after the cutoff that has an item{actions}"
@@ -79,14 +98,15 @@ def _seen_in_words(options: EvaluationSettings) -> str:
 
 def _baselines_in_words(options: EvaluationSettings, split: Split, without_item_knn: str | None) -> dict[str, str]:
     knn = options.item_knn
-    moment = "test cutoff" if split else "end of the log"
+    by_time = isinstance(split, Cutoffs)
+    moment = "test cutoff" if by_time else "end of the log"
     neighbours = (
         f"the {knn.num_neighbours} nearest items of each of the user's newest {knn.num_events} events, by the cosine "
         "of the users who had both in training history, summed with weight 1 for the newest event and "
         f"{knn.decay:g} times as much for each one before; items without a sum follow by popularity"
     )
     return {
-        "popularity": "events of an item in all histories" + (" before the test cutoff" if split else ""),
+        "popularity": "events of an item in all histories" + (" before the test cutoff" if by_time else ""),
         "recent_popularity": f"those of the last {options.recent_days:g} days before the {moment}, then by popularity",
         "own_history": "how often the user had the item, then by popularity",
         "item_knn": without_item_knn or neighbours,

@@ -4,7 +4,7 @@ Modules of their own because Ray pickles what stands in an entry module by value
 or not at all, so that a killed job leaves no user half scored.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,10 +15,11 @@ import torch
 from data_io.buckets import BucketWriter
 from data_io.examples import Examples, history_examples, next_item_examples, outcome_examples
 from data_io.features import FEATURE_NAMES, history_features
+from data_io.inputs import columns_among
 from data_io.schema import ITEM_INDEX, USER_ID
 from data_io.scores import UserScores, scores_table, seen_pairs
 from data_io.sequences import Sequences
-from data_io.splits import Split
+from data_io.splits import Cutoffs, Split
 from data_io.store import SequenceStore
 from model.baselines import Baselines, BaselineTables
 from model.checkpoint import SavedModel, load_model
@@ -57,10 +58,13 @@ class Scorer:
         self.device = _device()
         self.recommender = _loaded(run.recommender_url, self.device)
         self.tasks = {name: _loaded(url, self.device) for name, url in run.task_urls.items()}
+        self.store = _with_inputs(
+            run.store, [self.recommender.encoder, *(task.encoder for task in self.tasks.values())]
+        )
 
     def __call__(self, bucket: int) -> dict[str, Any]:
         """Score and commit one bucket; returns its mark."""
-        sequences = self.run.store.read_sequences(bucket)
+        sequences = self.store.read_sequences(bucket)
         table = scores_table(sequences, self.score(sequences), self.recommender.vocabulary, self.run.model_version)
         facts = {"num_users": table.num_rows}
         return self.run.writer.commit(bucket, self.run.store.num_buckets, table, facts)
@@ -132,7 +136,8 @@ class Evaluator:
 
     def __call__(self, bucket: int) -> dict[str, dict[str, Any]]:
         """Evaluate and commit one bucket; returns its marks by table."""
-        sequences = self.run.store.read_sequences(bucket)
+        encoders = [*self.models.values(), *(task.encoder for task in self.tasks.values())]
+        sequences = _with_inputs(self.run.store, encoders).read_sequences(bucket)
         ranks, lists = self.rank_targets(sequences)
         tables = {"next_item": ranks, "lists": lists}
         tables |= {name: self.predict_outcomes(saved, sequences) for name, saved in self.tasks.items()}
@@ -203,7 +208,7 @@ class Evaluator:
         """One row per user with history at each of two moments: what was predicted, what happened, the features."""
         model, task = _outcome_model(saved), OutcomeTask.model_validate(saved.manifest["task"])
         sequences = _known_to(model.encoder, sequences)
-        assert self.run.split is not None
+        assert isinstance(self.run.split, Cutoffs), "there are no outcomes without moments"
         parts = []
         for stage in ("validation", "test"):
             cutoffs = np.array([self.run.split.of(stage)])
@@ -241,6 +246,12 @@ def _loaded(url: str, device: torch.device) -> SavedModel:
     saved = load_model(url)
     torch.nn.Module.to(saved.model, device)
     return saved
+
+
+def _with_inputs(store: SequenceStore, encoders: Iterable[ClickformerEncoder]) -> SequenceStore:
+    """The store with the columns of the events that any of the encoders takes."""
+    columns = [columns_among(encoder.config.inputs) for encoder in encoders]
+    return store.with_columns({name: kind for part in columns for name, kind in part.items()})
 
 
 def _known_to(encoder: ClickformerEncoder, sequences: Sequences) -> Sequences:

@@ -1,8 +1,11 @@
 """From the settings of a run to what its jobs learn."""
 
+from typing import Any
+
 from data_io.config import SettingsError
-from data_io.schema import FIRST_INDEX
-from data_io.splits import Split
+from data_io.inputs import OwnInput, columns_among, with_kinds
+from data_io.schema import FIRST_INDEX, PADDING_INDEX
+from data_io.splits import Cutoffs, Split
 from data_io.store import SequenceStore
 from model.checkpoint import load_model
 from model.config import EncoderSettings, FullEncoder, MaskedItem, NextItem, NextItemTask, OutcomeTask, SoftmaxSettings
@@ -23,11 +26,12 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         "vocabulary_size": store.vocabulary.size,
         "num_actions": len(store.actions) + FIRST_INDEX,
         "attention": "bidirectional" if masked else "causal",
+        "inputs": with_kinds(settings.encoder.inputs, store.event_columns),
     }
     _check_softmax(settings.pretrain.softmax, store, settings.encoder.repeats)
-    store.action_indices(settings.target_actions)
+    config["asked_action"] = _asked_action(config, store, settings.target_actions)
     return ItemLearning(
-        store=store,
+        store=store.with_columns(columns_among(config["inputs"])),
         split=split,
         softmax=settings.pretrain.softmax,
         windows_per_user=settings.pretrain.windows_per_user,
@@ -51,10 +55,11 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
     saved = load_model(url)
     check_vocabulary(saved.manifest, store, url)
     store = store.seen_by(saved.encoder.config.vocabulary_size, saved.encoder.config.num_actions)
+    store = store.with_columns(columns_among(saved.encoder.config.inputs))
     free_parameters(saved.encoder, settings.finetune.trainable)
-    store.action_indices(settings.target_actions)
     config = saved.encoder.config.to_dict()
     kept = {name: config[name] for name in ("vocabulary_size", "num_actions", "attention", *_encoder_fields())}
+    kept["asked_action"] = _asked_action(config, store, settings.target_actions)
     match settings.finetune.task:
         case NextItemTask(softmax=softmax, windows_per_user=windows_per_user):
             if config["attention"] != "causal":
@@ -75,7 +80,7 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
                 trainable=settings.finetune.trainable,
             )
         case OutcomeTask() as task:
-            assert split is not None, "Settings refuses outcomes under leave_one_out"
+            assert isinstance(split, Cutoffs), "Settings refuses outcomes under leave_one_out"
             store.action_indices(task.actions)
             return OutcomeLearning(
                 store=store,
@@ -85,6 +90,18 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
                 encoder_config=kept,
                 pretrained_url=url,
             )
+
+
+def _asked_action(config: dict[str, Any], store: SequenceStore, target_actions: list[str] | None) -> int:
+    """Index of the action that a trained network is asked for: the one that is to be predicted, or 0 for any.
+
+    Raises:
+        SettingsError: the log has no such action.
+    """
+    indices = store.action_indices(target_actions)
+    if OwnInput.ASKED_ACTION not in config["inputs"] or indices is None or len(indices) != 1:
+        return PADDING_INDEX
+    return int(indices[0]) if indices[0] < config["num_actions"] else PADDING_INDEX
 
 
 def _encoder_fields() -> tuple[str, ...]:

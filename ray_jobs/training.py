@@ -29,7 +29,8 @@ from ray_jobs.train_loop import BEST, TrainRun, train_loop
 def open_store(settings: Settings) -> tuple[SequenceStore, Split]:
     """The store of a run and its split."""
     store = SequenceStore.open(storage.absolute(settings.store_url))
-    return store, resolve_split(settings.split, *store.read_time_histogram())
+    actions = store.action_indices(settings.target_actions)
+    return store, resolve_split(settings.split, *store.read_time_histogram(), actions)
 
 
 def train(
@@ -106,8 +107,10 @@ def _describe(cluster: ClusterSettings) -> str:
 def count_store(learning: Learning) -> StoreIndex:
     """Training examples of each bucket and totals over all of them, counted by Ray Data."""
 
+    store = learning.store.with_columns({})
+
     def count(bucket: int) -> tuple[int, Any]:
-        sequences = learning.store.read_sequences(bucket)
+        sequences = store.read_sequences(bucket)
         return bucket, learning.count(sequences, learning.make_examples(sequences))
 
     num_buckets = learning.store.num_buckets

@@ -1,7 +1,8 @@
 """Retailrocket: views, additions to the cart and transactions of a web shop, 2015.
 
 The original is `events.csv` with milliseconds; multi-behaviour papers use a Parquet copy with seconds. Both are read
-in pieces and in the file's order, which for the original is not the order of time: the build sorts.
+in pieces and in the file's order, which for the original is not the order of time: the build sorts. Beside the copy may
+stand the purchases its authors held out, see `held_out`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from data_io.sources import (
     to_events,
     unknown_format,
 )
+from data_io.sources.held_out import with_held_out
 
 FILES: Final = ("events.csv", "events.parquet")
 """What a folder is searched for; the first that is there is read."""
@@ -51,7 +53,7 @@ def read_events(path: Path) -> Iterator[pa.Table]:
         case ".csv":
             return _read_original(file)
         case ".parquet":
-            return _read_copy(file)
+            return with_held_out(_read_copy(file), file)
         case _:
             raise unknown_format(file, f"one of {', '.join(FILES)}")
 

@@ -2,7 +2,8 @@
 
 The original is `UserBehavior.csv` without a header (user, item, category, behaviour, unix seconds); multi-behaviour
 papers use a Parquet copy. Both are read in pieces, so memory does not grow with the file. The original holds a
-few absurd times, decades off: they are passed on for the build to quarantine.
+few absurd times, decades off: they are passed on for the build to quarantine. Beside the copy may stand the purchases
+its authors held out, see `held_out`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from data_io.sources import (
     to_events,
     unknown_format,
 )
+from data_io.sources.held_out import with_held_out
 
 FILES: Final = ("UserBehavior.csv", "events.parquet")
 """What a folder is searched for; the first that is there is read."""
@@ -48,7 +50,7 @@ def read_events(path: Path) -> Iterator[pa.Table]:
         case ".csv":
             return _to_tables(read_csv(file, _COLUMNS, header=_CSV_HEADER), file)
         case ".parquet":
-            return _to_tables(read_parquet(file, tuple(_COLUMNS)), file)
+            return with_held_out(_to_tables(read_parquet(file, tuple(_COLUMNS)), file), file)
         case _:
             raise unknown_format(file, f"one of {', '.join(FILES)}")
 

@@ -1,13 +1,16 @@
 """Batches: what stands at a real position depends on the user alone, never on the padding around it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_io.batch import (
+    COLUMN,
     FEATURES,
     NUM_TIME_BUCKETS,
     OUTCOME,
@@ -15,11 +18,13 @@ from data_io.batch import (
     TARGET_ITEM_INDEX,
     Batch,
     collate,
+    following_actions,
     merge_batches,
     padding_batch,
     shifted_targets,
     time_bucket,
 )
+from data_io.columns import TOKENS_PER_TEXT, EncodedColumn, encode_column, missing_column
 from data_io.examples import Examples, history_examples, window_examples
 from data_io.sequences import Sequences
 from data_io.splits import Cutoffs
@@ -141,6 +146,64 @@ def test_no_examples_of_a_bucket_with_events_are_an_empty_batch(make_sequences: 
     sequences = make_sequences([(0, 5)])
     batch = collate(sequences, history_examples(sequences, None, 2).take(np.zeros(0, np.int64)))
     assert {array.shape for array in batch.values()} == {(0, 1)}
+
+
+def with_columns(sequences: Sequences) -> Sequences:
+    """The same with a column of each kind, in which every third event has no value."""
+    places = [place if place % 3 else None for place in range(len(sequences.item_index))]
+    names = pa.array([None if place is None else f"name {place}" for place in places], pa.large_string())
+    price = pa.array([None if place is None else float(place) for place in places], pa.float32())
+    columns = {
+        "query": encode_column("text", names),
+        "device": encode_column("categorical", names),
+        "price": encode_column("numeric", price),
+    }
+    return replace(sequences, columns=columns)
+
+
+def row_of(column: EncodedColumn, place: int) -> list[int] | int:
+    return column.tokens[column.code[place]].tolist() if column.kind == "text" else int(column.code[place])
+
+
+@given(USERS, st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_columns_stand_at_their_events_whatever_is_beside_them(
+    make_sequences: Callable, users: list[User], length: int
+) -> None:
+    sequences = with_columns(make_sequences(*users, unit_us=SECOND))
+    examples = history_examples(sequences, 6000 * SECOND, length)
+    together = collate(sequences, examples)
+    merged = merge_batches([collate(sequences, examples.take(one(row))) for row in range(len(users))])
+    for name, column in sequences.columns.items():
+        found = together[f"{COLUMN}{name}"]
+        assert found.dtype == np.int64
+        assert np.array_equal(found, merged[f"{COLUMN}{name}"])
+        for row in range(len(users)):
+            expected = [row_of(column, place) for place in range(examples.start[row], examples.end[row])]
+            assert found[row][together[PADDING_MASK][row]].tolist() == expected
+        assert not found[~together[PADDING_MASK]].any()
+
+
+def test_columns_without_events_are_padding(make_sequences: Callable) -> None:
+    kinds = {"query": "text", "price": "numeric"}
+    columns = {name: missing_column(kind, 0) for name, kind in kinds.items()}
+    sequences = replace(make_sequences([], []), columns=columns)
+    batch = collate(sequences, history_examples(sequences, 5, 3))
+    assert batch[f"{COLUMN}query"].shape == (2, 1, TOKENS_PER_TEXT)
+    assert batch.keys() == padding_batch(2, kinds).keys()
+    wider = merge_batches([batch, collate(with_columns(make_sequences([(0, 5), (1, 6)])), one_history())])
+    assert wider[f"{COLUMN}query"].shape == (3, 2, TOKENS_PER_TEXT)
+
+
+def one_history() -> Examples:
+    return Examples(row=one(0), start=one(0), end=one(2), now=one(9), target=one(0))
+
+
+def test_following_actions_are_those_of_the_targets(make_sequences: Callable) -> None:
+    sequences = make_sequences([(0, 5), (1, 0, 3), (2, 1, 1)], [(0, 8), (1, 9, 3)])
+    examples = window_examples(sequences, Cutoffs(validation=50, test=60, end=70), 8)
+    assert following_actions(sequences, examples).tolist() == [[3, 1], [3, 0]]
+    assert following_actions(sequences, examples.take(np.zeros(0, np.int64))).shape == (0, 1)
 
 
 def test_targets_are_the_items_after_each_input(make_sequences: Callable) -> None:

@@ -16,7 +16,7 @@ from data_io.examples import (
     window_examples,
 )
 from data_io.sequences import Sequences
-from data_io.splits import DAY_US, Cutoffs
+from data_io.splits import DAY_US, Cutoffs, LastTargets
 
 User = list[tuple[int, int, int]]
 """Time, item index and action index of each event."""
@@ -88,6 +88,27 @@ def test_windows_cover_each_pair_of_input_and_target_exactly_once(
         expected += [(row, first + place, first + place + 1) for place in range(size - 1)]
     assert sorted(asked) == expected
     assert (windows.end > windows.start).all()
+
+
+@given(USERS, st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_of_target_events_the_last_is_tested_the_one_before_validated_and_training_ends_before_both(
+    make_sequences: Callable, users: list[User], length: int
+) -> None:
+    sequences, split = make_sequences(*users), LastTargets(actions=(3,))
+    targets = [[place for place, event in enumerate(user) if event[1] != 0 and event[2] == 3] for user in users]
+    for stage, from_last in (("validation", 2), ("test", 1)):
+        examples = next_item_examples(sequences, split, stage, length, np.array([3]))
+        asked = [(row, places[-from_last]) for row, places in enumerate(targets) if len(places) >= 2]
+        expected = [(row, users[row][place][1], users[row][place][0], place) for row, place in asked if place]
+        ends = examples.end - sequences.starts[examples.row]
+        columns = (examples.row, examples.target, examples.now, ends)
+        assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
+    windows = window_examples(sequences, split, length)
+    newest = np.maximum.reduceat(windows.end, np.flatnonzero(np.diff(windows.row, prepend=-1))) if len(windows) else []
+    last = {row: int(end - sequences.starts[row]) for row, end in zip(np.unique(windows.row), newest, strict=True)}
+    until = [places[-2] if len(places) >= 2 else len(user) for user, places in zip(users, targets, strict=True)]
+    assert last == {row: end - 1 for row, end in enumerate(until) if end >= 2}
 
 
 def test_windows_are_cut_from_the_newest_event_so_that_only_the_oldest_is_short(make_sequences: Callable) -> None:

@@ -451,7 +451,7 @@ def test_real_online_retail(shared_data: Callable[[str], Path]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "folder", "rows", "users"),
-    [("retailrocket", "retailrocket_mb", 97_381, 2_174), ("taobao", "taobao_cml", 357_412, 31_882)],
+    [("retailrocket", "retailrocket_mb", 97_381 + 2_174, 2_174), ("taobao", "taobao_cml", 357_412 + 10_000, 31_882)],
 )
 def test_real_multi_behaviour(
     shared_data: Callable[[str], Path], name: SourceName, folder: str, rows: int, users: int

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_io.config import LeaveOneOut, TimeSplit
 from data_io.schema import DataContractError
-from data_io.splits import Cutoffs, Stage, ends_before, history_ends, resolve_split, target_ends
+from data_io.splits import Cutoffs, LastTargets, Stage, ends_before, history_ends, resolve_split, target_ends
 from data_io.store import MINUTE_US
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -67,6 +67,25 @@ def test_leave_one_out_holds_out_the_last_events(
 
 def test_leave_one_out_needs_no_cutoffs() -> None:
     assert resolve_split(LeaveOneOut(), MINUTES, np.ones(10)) is None
+    assert resolve_split(LeaveOneOut(), MINUTES, np.ones(10), np.array([3, 5])) == LastTargets(actions=(3, 5))
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(2, 4)), max_size=7), max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_with_target_actions_the_last_two_of_their_events_are_held_out(
+    make_sequences: Callable, users: list[list[tuple[int, int]]]
+) -> None:
+    sequences = make_sequences(*([(time, *event) for time, event in enumerate(user)] for user in users))
+    split = LastTargets(actions=(3, 4))
+    for stage, from_last in (("validation", 2), ("test", 1)):
+        expected = []
+        for user in users:
+            targets = [place for place, (item, action) in enumerate(user) if item != 0 and action in (3, 4)]
+            held_out = len(targets) >= 2
+            history = targets[-from_last] if held_out else len(user)
+            expected.append((history, history + 1 if held_out else len(user)))
+        found = (ends(sequences, split, stage) - sequences.starts for ends in (history_ends, target_ends))
+        assert list(zip(*(lengths.tolist() for lengths in found), strict=True)) == expected
 
 
 def test_shares_become_cutoffs_at_the_end_of_a_minute() -> None:
@@ -125,3 +144,10 @@ def test_cutoffs_are_described_as_text() -> None:
     cutoffs = Cutoffs(validation=0, test=MINUTE_US, end=2 * MINUTE_US)
     assert cutoffs.describe()["test"] == "1970-01-01T00:01:00+00:00"
     assert (cutoffs.of("validation"), cutoffs.of("test")) == (0, MINUTE_US)
+
+
+def test_all_actions_as_targets_hold_out_the_last_two_events_with_an_item(make_sequences: Callable) -> None:
+    sequences = make_sequences([(1, 2), (2, 3), (3, 4)], [(1, 2), (2, 3)])
+    for stage in ("validation", "test"):
+        for ends in (history_ends, target_ends):
+            assert ends(sequences, LastTargets(actions=(2,)), stage).tolist() == ends(sequences, None, stage).tolist()

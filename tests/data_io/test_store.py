@@ -14,6 +14,7 @@ import pytest
 
 from data_io import storage
 from data_io.buckets import BucketWriter
+from data_io.columns import numeric_bucket
 from data_io.config import SettingsError
 from data_io.merging import INDEX_COLUMNS, merge_parts
 from data_io.schema import DataContractError, store_schema
@@ -35,13 +36,18 @@ Events = list[tuple[int, int, int]]
 
 
 def to_rows(users: dict[int, Events]) -> pa.Table:
-    """Rows of the store, with a price that readers of sequences never see."""
+    """Rows of the store, with a price that readers of sequences see only if they ask for it."""
     rows = []
     for user, events in users.items():
         seconds, items, actions = (list(column) for column in zip(*events, strict=True))
         times = [START + timedelta(seconds=second) for second in seconds]
         ends = {"num_events": len(times), "first_event_time": times[0], "last_event_time": times[-1]}
-        lists = {"item_index": items, "action_index": actions, "event_time": times, "price": [1.0] * len(times)}
+        lists = {
+            "item_index": items,
+            "action_index": actions,
+            "event_time": times,
+            "price": [1.0 + second for second in seconds],
+        }
         rows.append({"user_id": user} | ends | lists)
     return pa.Table.from_pylist(rows, SCHEMA)
 
@@ -71,7 +77,7 @@ class Builder:
             "time_histogram": self._write(f"tables/minutes-{number}.parquet", write_time_histogram, HISTOGRAM),
         }
         facts = {"num_buckets": 2, "num_users": 3, "actions": ACTIONS, "last_minute": START_MINUTE + 1}
-        same = {"fingerprint": writer.fingerprint, "settings": self.settings}
+        same = {"fingerprint": writer.fingerprint, "settings": self.settings, "carried": {"price": "float"}}
         publish_manifest(self.url, same | facts | {"tables": tables, "buckets": entries}, after=base)
         writer.delete_work()
         return SequenceStore.open(self.url)
@@ -100,6 +106,25 @@ def test_an_opened_store_says_what_its_manifest_says(store: SequenceStore) -> No
     assert store.actions == ACTIONS
     assert store.vocabulary.item_ids.to_pylist() == ["a", "b"]
     assert store.item_table.equals(ITEMS)
+
+
+def test_columns_that_are_asked_for_come_along_in_the_order_of_the_events(tmp_path: Path) -> None:
+    builder = Builder(tmp_path)
+    builder.append({7: [(0, 2, 3), (8, 0, 2)], 8: [(5, 3, 2)]}, {})
+    store = builder.append({7: [(3, 2, 3)], 9: [(1, 2, 3)]}, {})
+    assert store.event_columns == {"price": "numeric"}
+    assert store.read_sequences(0).columns == {}
+    seeing = pickle.loads(pickle.dumps(store.with_columns({"price": "numeric"}))).seen_by(3, 3)
+    sequences = seeing.read_sequences(0)
+    seconds = (sequences.event_time - START_US) // 1_000_000
+    assert seconds.tolist() == [0, 3, 8, 5, 1]
+    assert sequences.columns["price"].code.tolist() == numeric_bucket(1.0 + seconds).tolist()
+    assert seeing.read_sequences(1).columns["price"].code.shape == (0,)
+
+
+def test_a_column_the_store_lacks_is_named(store: SequenceStore) -> None:
+    with pytest.raises(SettingsError, match=r"names rating, a column that the log .* did not have; .* are: price"):
+        store.with_columns({"rating": "numeric"})
 
 
 def test_sequences_of_a_bucket_are_its_rows(store: SequenceStore) -> None:

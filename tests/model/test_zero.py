@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, MOMENT, PADDING_MASK, TARGET_ITEM_INDEX, Batch
+from data_io.batch import ACTION_INDEX, COLUMN, ELAPSED, GAP, ITEM_INDEX, MOMENT, PADDING_MASK, TARGET_ITEM_INDEX, Batch
 from model.checkpoint import CheckpointError, TrainPosition, resume, save_checkpoint
 from model.config import BinaryLoss, FullSoftmax, OptimizerSettings, TrainingSettings
 from model.encoder import ClickformerConfig, ClickformerEncoder
@@ -26,6 +26,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "hstu": {"block": "hstu"},
     "gru": {"block": "gru"},
     "gbce": {"repeats": False},
+    "inputs": {"inputs": {"gap": "own", "calendar": "own", "query": "text", "price": "numeric"}},
 }
 """Besides the one that goes through every stage; without repeats the loss is binary, against drawn negatives."""
 
@@ -45,7 +46,10 @@ def make_batch(seed: int, num_examples: int) -> Batch:
     draw = {ITEM_INDEX: ITEMS, ACTION_INDEX: 4, GAP: 60, ELAPSED: 60, TARGET_ITEM_INDEX: ITEMS}
     batch = {name: np.where(real, generator.integers(2, top, real.shape), 0) for name, top in draw.items()}
     moment = np.where(real, generator.integers(0, 10**12, real.shape).cumsum(axis=1), 0)
-    return batch | {MOMENT: moment, PADDING_MASK: real}
+    columns = {f"{COLUMN}price": generator.integers(0, 160, real.shape) * real}
+    texts = generator.random(real.shape) < 0.3  # of some micro-batches no event has a text
+    columns[f"{COLUMN}query"] = generator.integers(0, 8_000, (*real.shape, 3)) * (real & texts)[..., None]
+    return batch | columns | {MOMENT: moment, PADDING_MASK: real}
 
 
 def step_batches(step: int, rank: int, accumulation: int) -> list[Batch]:
