@@ -55,7 +55,7 @@ def train(
     """
     accumulation_steps(section.training, settings.cluster.num_workers)
     used = {"seed": settings.seed, "target_actions": settings.target_actions, "split": settings.split.model_dump()}
-    used |= {"section": section.model_dump(), "inputs": inputs}
+    used |= {"section": section.model_dump(exclude={"name", "encoder"}), "inputs": inputs}
     mark = fingerprint(used)
     if is_published(output_url, mark):
         say(f"{name}: {output_url} is already trained")
