@@ -13,6 +13,8 @@ from data_io.store import SequenceStore
 from ray_jobs.config import Settings
 from ray_jobs.learning import check_split
 from ray_jobs.models import find_recommender, find_rivals
+from ray_jobs.tasks import pretraining
+from ray_jobs.training import train
 from tests.ray_jobs.conftest import SPLIT, MakeSettings, MakeStore
 
 DAY_US = 86_400_000_000
@@ -79,6 +81,14 @@ def test_a_model_of_the_run_that_is_not_trained_says_how_it_is(
 ) -> None:
     with pytest.raises(DataContractError, match=r"tasks/gru: .* finetune \(or pretrain --pretrain\.name gru\) first"):
         find_recommender(make_settings(), store, "gru")
+
+
+def test_an_encoder_does_not_take_the_folder_of_a_task(store: SequenceStore, make_settings: MakeSettings) -> None:
+    settings = make_settings(pretrain={"name": "churn"}, cluster={"num_workers": 1})
+    url = settings.model_url("churn")
+    publish_manifest(url, {"kind": "outcome", "fingerprint": "of a task"}, after=None)
+    with pytest.raises(DataContractError, match="tasks/churn holds output of other settings or input"):
+        train("pretrain", settings, settings.pretrain, pretraining(settings, store, SPLIT), url, {})
 
 
 @pytest.mark.parametrize("days", [0, 1])
