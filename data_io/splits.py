@@ -52,6 +52,10 @@ class LastTargets:
     actions: tuple[int, ...]
     """Indices of the actions."""
 
+    def describe(self) -> dict[str, str]:
+        """The actions, by index, as text."""
+        return {"last_targets_of": ", ".join(map(str, self.actions))}
+
     def places(self, sequences: Sequences, from_last: int) -> np.ndarray:
         """[U] the last (1) or last but one (2) target event of each user; the end of one that is not held out."""
         wanted = np.isin(sequences.action_index, self.actions) & (sequences.item_index != PADDING_INDEX)

@@ -166,6 +166,8 @@ class TrainingSettings(SettingsModel):
 class PretrainSettings(SettingsModel):
     """Self-supervised pretraining."""
 
+    name: str = Field(default="encoder", pattern=r"^[a-z0-9_]+$")
+    """Name of the encoder: its folder in RUN_DIR, or under RUN_DIR/tasks if it is not called encoder."""
     objective: ObjectiveSettings = NextItem()
     """What is predicted."""
     softmax: SoftmaxSettings = AutoSoftmax()
@@ -230,6 +232,8 @@ class FinetuneSettings(SettingsModel):
 
     name: str = Field(default="purchase", pattern=r"^[a-z0-9_]+$")
     """Name of the task: its folder under RUN_DIR/tasks and its column in the scores."""
+    encoder: str = "encoder"
+    """Model of the run to start from, by its pretrain.name."""
     task: Annotated[NextItemTask | OutcomeTask, Field(discriminator="kind")] = OutcomeTask()
     """What is learned."""
     trainable: Annotated[FrozenEncoder | TopLayers | FullEncoder, Field(discriminator="kind")] = TopLayers()

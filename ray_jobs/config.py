@@ -39,7 +39,7 @@ class ScoringSettings(SettingsModel):
     """Moment users are recommended to: the end of the log, or each just after the last own event (for logs that know
     only the order of events)."""
     recommender: str = "encoder"
-    """Model that recommends and embeds: encoder, or the name of a next_item task."""
+    """Model that recommends and embeds: encoder, another pretrain.name, or the name of a next_item task."""
     tasks: list[str] | None = None
     """Outcome tasks whose probabilities are written; None: all that are trained."""
     batch_size: int = Field(default=256, ge=1)
@@ -76,7 +76,11 @@ class EvaluationSettings(SettingsModel):
     """Leave items of the user's own history out of the ranking, in the report and in the validation while training; the
     figures say which. Jobs that train read it from the settings file."""
     models: tuple[str, ...] = Field(default=("encoder",), min_length=1)
-    """Models whose rankings are measured: encoder, and names of next_item tasks."""
+    """Models of the run whose rankings are measured, by pretrain.name or as next_item tasks; each is held against
+    those after it."""
+    rivals: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], str] = Field(default={})
+    """Models of other runs on the same log that are ranked after those: a name for each, and its folder, local or
+    s3://."""
     tasks: list[str] | None = None
     """Outcome tasks that are measured; None: all that are trained."""
     batch_size: int = Field(default=256, ge=1)
@@ -99,7 +103,7 @@ class EvaluationSettings(SettingsModel):
 BASELINES = ("popularity", "recent_popularity", "own_history", "item_knn")
 """Rankers without a network that stand beside every model (see `model.baselines`)."""
 RESERVED_NAMES = ("encoder", "next_item", "lists", *BASELINES)
-"""The pretrained model, tables of the evaluation and its baselines: no task may be called so."""
+"""The pretrained model, tables of the evaluation and its baselines: no other model may be called so."""
 
 
 class Settings(SettingsModel):
@@ -142,8 +146,6 @@ class Settings(SettingsModel):
 
     @model_validator(mode="after")
     def _check(self) -> "Settings":
-        if self.finetune.name in RESERVED_NAMES:
-            raise ValueError(f"finetune.name {self.finetune.name} has a meaning of its own; choose another name")
         check_inputs(self.encoder.inputs, self.events.features)
         if isinstance(self.split, LeaveOneOut) and isinstance(self.finetune.task, OutcomeTask):
             raise ValueError(
@@ -154,6 +156,20 @@ class Settings(SettingsModel):
             raise ValueError(
                 "finetune.trainable frozen leaves task next_item nothing to learn (it has no head); use top or full"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "Settings":
+        rivals = [("evaluation.rivals", name) for name in self.evaluation.rivals]
+        encoder, task = ("pretrain.name", self.pretrain.name), ("finetune.name", self.finetune.name)
+        for setting, name in (encoder, task, *rivals):
+            if name in RESERVED_NAMES and (setting, name) != ("pretrain.name", "encoder"):
+                raise ValueError(f"{setting} {name} has a meaning of its own; choose another name")
+        if self.pretrain.name == self.finetune.name:
+            raise ValueError(f"pretrain.name and finetune.name are both {self.finetune.name}; choose another name")
+        both = sorted(set(self.evaluation.rivals) & set(self.evaluation.models))
+        if both:
+            raise ValueError(f"evaluation.rivals {both[0]} is one of evaluation.models too; choose another name")
         return self
 
     def place(self, *parts: str) -> str:
@@ -171,7 +187,7 @@ class Settings(SettingsModel):
         return self.place("store")
 
     def model_url(self, name: str) -> str:
-        """Where a model is: the pretrained encoder under that name, any other is a task."""
+        """Where a model is: encoder under that name, tasks and encoders of other names under tasks."""
         return self.place("encoder") if name == "encoder" else self.place("tasks", name)
 
 

@@ -1,8 +1,8 @@
-"""The job that holds the models against what happened next, beside simple baselines.
+"""The job that holds the models against what happened next, beside rivals of other runs and simple baselines.
 
 Every user with history before the test cutoff and a target after it is ranked over the full catalogue; outcomes are
 predicted at the cutoff. Per-user results, and how often each item stands in a list, are kept as Parquet; figures go to
-report.json and index.html.
+report.json and index.html. An evaluation of other models replaces the one before.
 """
 
 from ray_jobs.cli import run_job
@@ -10,7 +10,7 @@ from ray_jobs.cli import run_job
 if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
     run_job("evaluate")
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 
 from cluster.session import ray_session
 from data_io import storage
-from data_io.buckets import BucketWriter, fingerprint, is_published
+from data_io.buckets import BucketWriter, fingerprint, fingerprint_after, is_published
+from data_io.config import SettingsError
 from data_io.lease import write_lease
 from data_io.snapshots import read_manifest
 from data_io.splits import Cutoffs, Split
@@ -28,9 +29,10 @@ from model.baselines import BaselineTables
 from ray_jobs.baseline_passes import ItemCounts, count_history, find_neighbours, why_without_item_knn
 from ray_jobs.bucket_map import map_actors
 from ray_jobs.config import Settings
-from ray_jobs.figures import next_item_figures, outcome_figures, verdicts
+from ray_jobs.figures import next_item_figures, outcome_figures, own_intervals, verdicts
+from ray_jobs.learning import check_split
 from ray_jobs.list_figures import list_figures
-from ray_jobs.models import find_recommender, find_tasks
+from ray_jobs.models import ModelFolder, find_recommender, find_rivals, find_tasks
 from ray_jobs.progress import Progress, say
 from ray_jobs.protocol import describe_protocol
 from ray_jobs.report import write_report
@@ -58,7 +60,7 @@ def run(settings: Settings) -> str:
         report = _report(settings, evaluation, counts)
         storage.write_json(storage.join(url, REPORT_NAME), report)
         write_report(storage.join(url, "index.html"), report)
-    for line in report["verdicts"]:
+    for line in (*own_intervals(report["next_item"]), *report["verdicts"]):
         say(f"evaluate: {line}")
     say(f"evaluate: open {url}/index.html; figures in {url}/{REPORT_NAME}")
     return url
@@ -68,17 +70,16 @@ def _plan(settings: Settings, store: SequenceStore, split: Split, url: str) -> E
     """What is evaluated, checked before any cluster starts; items are counted later."""
     options = settings.evaluation
     store.action_indices(settings.target_actions)
-    models = {name: find_recommender(settings, store, name) for name in options.models}
-    tasks = find_tasks(settings, store, options.tasks) if isinstance(split, Cutoffs) else {}
+    models, tasks = _find_models(settings, store, split)
     used = {
-        "store": store.fingerprint,
-        "models": {name: folder.manifest["fingerprint"] for name, folder in (models | tasks).items()},
+        "store": store.store_id,
         "split": settings.split.model_dump(),
         "target_actions": settings.target_actions,
-        "evaluation": options.model_dump(include={"exclude_seen", "models", "tasks", "recent_days", "item_knn"}),
+        "evaluation": options.model_dump(include={"exclude_seen", "recent_days", "item_knn"}),
         "list_k": options.headline_k,
     }
-    mark = fingerprint(used)
+    held = [(name, folder.manifest["fingerprint"]) for name, folder in (models | tasks).items()]
+    mark = fingerprint_after(used, fingerprint({"store": store.fingerprint, "models": held}))
     places = {name: storage.join(url, "users", name) for name in ("next_item", *tasks)}
     places["lists"] = storage.join(url, "lists")
     uncounted = np.zeros(store.vocabulary.size, np.int64)
@@ -101,6 +102,22 @@ def _plan(settings: Settings, store: SequenceStore, split: Split, url: str) -> E
         list_k=options.headline_k,
         batch_size=options.batch_size,
     )
+
+
+def _find_models(
+    settings: Settings, store: SequenceStore, split: Split
+) -> tuple[dict[str, ModelFolder], dict[str, ModelFolder]]:
+    """Models that rank items, those of other runs last, and outcome models, by name."""
+    options = settings.evaluation
+    models = {name: find_recommender(settings, store, name) for name in options.models}
+    models |= find_rivals(settings, store)
+    tasks = find_tasks(settings, store, options.tasks) if isinstance(split, Cutoffs) else {}
+    both = sorted(set(options.rivals) & set(tasks))
+    if both:
+        raise SettingsError(f"evaluation.rivals {both[0]} is a task of this run too; choose another name")
+    for folder in (*models.values(), *tasks.values()):
+        check_split(folder.manifest, split, folder.url)
+    return models, tasks
 
 
 def _with_counts(settings: Settings, evaluation: EvaluationRun, counts: ItemCounts) -> EvaluationRun:
@@ -148,11 +165,13 @@ def _report(settings: Settings, evaluation: EvaluationRun, counts: ItemCounts) -
         "outcomes": outcomes,
         "protocol": describe_protocol(settings, evaluation.split, without),
         "data": storage.read_json(storage.join(store.url, QUALITY_REPORT_NAME)),
-        "models": _model_facts([*evaluation.model_urls.values(), *evaluation.task_urls.values()]),
+        "models": _model_facts({**evaluation.model_urls, **evaluation.task_urls}),
         "settings": settings.model_dump(mode="json"),
     }
 
 
-def _model_facts(urls: Iterable[str]) -> dict[str, Any]:
-    manifests = {url.rsplit("/", 1)[1]: read_manifest(url) for url in urls}
-    return {name: {key: m[key] for key in ("kind", "fingerprint", "validation")} for name, m in manifests.items()}
+def _model_facts(urls: Mapping[str, str]) -> dict[str, Any]:
+    kept = ("kind", "fingerprint", "split", "validation")
+    manifests = {name: read_manifest(url) for name, url in urls.items()}
+    facts = {name: {key: found[key] for key in kept if key in found} for name, found in manifests.items()}
+    return {name: {"folder": urls[name]} | found for name, found in facts.items()}

@@ -28,7 +28,10 @@ _CURVE_POINTS = 50
 
 
 def next_item_figures(url: str, options: EvaluationSettings, seed: int) -> dict[str, Any]:
-    """Ranking metrics of every model and baseline, from the per-user ranks at a URL, for all users and in slices."""
+    """Ranking metrics of every model and baseline, from the per-user ranks at a URL, for all users and in slices.
+
+    A model's gains are over each baseline and over each model whose ranks stand after its own.
+    """
     table = pa.concat_tables(iter_buckets(url), promote_options="permissive")
     ranks = {
         name.removeprefix("rank_"): table.column(name).to_numpy()
@@ -44,9 +47,9 @@ def next_item_figures(url: str, options: EvaluationSettings, seed: int) -> dict[
         }
     baselines = [name for name in BASELINES if name in ranks]
     figures["best_baseline"] = _best(figures["rankers"], baselines, figures["headline"])
-    for name in set(ranks) - set(baselines):
+    for name, later in _models(ranks).items():
         figures["rankers"][name]["gain_over"] = {
-            base: _gain(ranks[name], ranks[base], k, options, seed) for base in baselines
+            other: _gain(ranks[name], ranks[other], k, options, seed) for other in (*baselines, *later)
         }
     figures["slices"] = [
         {"by": by, "name": name} | _slice_figures({key: own[users] for key, own in ranks.items()}, options, seed)
@@ -54,6 +57,12 @@ def next_item_figures(url: str, options: EvaluationSettings, seed: int) -> dict[
         for name, users in parts.items()
     ]
     return figures
+
+
+def _models(ranks: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    """Rankers that are no baselines, each with those after it."""
+    names = [name for name in ranks if name not in BASELINES]
+    return {name: names[place + 1 :] for place, name in enumerate(names)}
 
 
 def slices_of(table: pa.Table, rare_events: int) -> dict[str, dict[str, np.ndarray]]:
@@ -89,15 +98,17 @@ def _quarters(length: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _slice_figures(ranks: dict[str, np.ndarray], options: EvaluationSettings, seed: int) -> dict[str, Any]:
-    """Headline NDCG and recall of every ranker, and gains of models over the baseline that is best here."""
+    """Headline NDCG and recall of every ranker, and gains of models over the best baseline here and later models."""
     k, num_users = options.headline_k, len(next(iter(ranks.values())))
     rankers: dict[str, Any] = {}
     for name, own in ranks.items():
         values = {f"ndcg_at_{k}": ndcg_at(own, k), f"recall_at_{k}": recall_at(own, k)}
         rankers[name] = {metric: _with_interval(value, seed, options.num_resamples) for metric, value in values.items()}
     best = _best(rankers, [name for name in BASELINES if name in ranks], f"ndcg_at_{k}")
-    for name in set(ranks) - set(BASELINES):
-        rankers[name]["gain_over"] = {best: _gain(ranks[name], ranks[best], k, options, seed)}
+    for name, later in _models(ranks).items():
+        rankers[name]["gain_over"] = {
+            other: _gain(ranks[name], ranks[other], k, options, seed) for other in (best, *later)
+        }
     return {"num_users": num_users, "best_baseline": best, "rankers": rankers}
 
 
@@ -184,8 +195,8 @@ def _roc(label: np.ndarray, scores: np.ndarray) -> list[tuple[float, float]]:
 
 
 def verdicts(next_item: dict[str, Any], outcomes: dict[str, Any]) -> list[str]:
-    """What the figures amount to: a sentence for each model and baseline, the best baseline first, then each slice in
-    which a model loses to the baseline that is best there; then a sentence for each outcome.
+    """What the figures amount to: a sentence for each model and what it is held against, the best baseline first, then
+    each slice in which it loses to the baseline that is best there or to a later model; then one for each outcome.
     """
     lines = []
     headline, best = next_item["headline"], next_item.get("best_baseline")
@@ -193,7 +204,8 @@ def verdicts(next_item: dict[str, Any], outcomes: dict[str, Any]) -> list[str]:
         gains = metrics.get("gain_over", {})
         for base in sorted(gains, key=lambda base: base != best):
             compared = f"{name} {_compared(gains[base])} {base}{', the best baseline,' if base == best else ''}"
-            lines.append(f"{compared} in {headline}: {_against(next_item['rankers'], name, base, headline)}")
+            against = _against(next_item["rankers"], name, base, headline)
+            lines.append(f"{compared} in {headline}: {against}, gain {_with_ends(gains[base], '+.4f')}")
     lines += _losses_in_slices(next_item)
     for name, figures in outcomes.items():
         own, feature = figures["auc"], figures["best_feature"]
@@ -202,6 +214,16 @@ def verdicts(next_item: dict[str, Any], outcomes: dict[str, Any]) -> list[str]:
             f"{own['value']:.4f} against {feature['auc']['value']:.4f}"
         )
     return lines
+
+
+def own_intervals(next_item: dict[str, Any]) -> list[str]:
+    """A line for each ranker: the headline metric with its interval."""
+    headline = next_item["headline"]
+    return [f"{headline} of {name}: {_with_ends(of[headline], '.4f')}" for name, of in next_item["rankers"].items()]
+
+
+def _with_ends(figure: dict[str, float], form: str) -> str:
+    return f"{figure['value']:{form}} [{figure['low']:{form}}, {figure['high']:{form}}]"
 
 
 def _losses_in_slices(next_item: dict[str, Any]) -> list[str]:

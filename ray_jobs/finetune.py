@@ -20,7 +20,8 @@ def run(settings: Settings) -> str:
     name = settings.finetune.name
     url = settings.model_url(name)
     learning = finetuning(settings, store, split)
-    inputs = {"store": store.fingerprint, "encoder": read_manifest(settings.model_url("encoder"))["fingerprint"]}
+    encoder = read_manifest(settings.model_url(settings.finetune.encoder))
+    inputs = {"store": store.fingerprint, "encoder": encoder["fingerprint"]}
     train(f"finetune {name}", settings, settings.finetune, learning, url, inputs)
     say(f"finetune {name}: task model in {url}; next: clickformer score_users")
     return url

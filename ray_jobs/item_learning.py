@@ -33,7 +33,7 @@ from model.metrics import ndcg_at
 from model.objectives import ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
 from model.scoring import iter_batches, rank_items
 from model.topk import exclude_items, target_ranks
-from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, count_items
+from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, count_items, describe_split
 
 VALIDATION_K = 10
 
@@ -131,7 +131,8 @@ class ItemLearning:
 
     def describe(self) -> dict[str, Any]:
         """An encoder, whose vectors are held against items."""
-        return {"kind": "next_item", "target_actions": self.target_actions}
+        facts = {"kind": "next_item", "target_actions": self.target_actions}
+        return facts | {"split": describe_split(self.split)}
 
     @property
     def _can_be_asked(self) -> bool:

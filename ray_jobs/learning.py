@@ -6,6 +6,7 @@ a task trains on lies at or after the validation cutoff.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from data_io.examples import Examples
 from data_io.features import FEATURE_NAMES
 from data_io.schema import FIRST_INDEX
 from data_io.sequences import Sequences
+from data_io.splits import Cutoffs, Split
 from data_io.store import SequenceStore
 from model.encoder import ClickformerEncoder
 from model.heads import ClickformerForOutcome
@@ -102,6 +104,49 @@ def check_vocabulary(model_manifest: dict[str, Any], store: SequenceStore, url: 
         raise SettingsError(
             f"{url} was trained on vocabulary {found[:12]}, the store {store.url} has {expected[:12]}: train it again"
         )
+
+
+def check_actions(model_manifest: dict[str, Any], store: SequenceStore, url: str) -> None:
+    """Fail where a model's action indices mean other actions than the store's, which may have more of them by now.
+
+    Raises:
+        SettingsError: the actions differ.
+    """
+    known = model_manifest.get("actions", [])  # models of an earlier version do not say them
+    if known != store.actions[: len(known)]:
+        raise SettingsError(
+            f"{url} was trained on actions {', '.join(known)}, the store {store.url} has {', '.join(store.actions)}: "
+            "train it again"
+        )
+
+
+def check_split(model_manifest: dict[str, Any], split: Split, url: str) -> None:
+    """Fail where a model may have learned from events that it is to be tested on.
+
+    Args:
+        model_manifest: of the model; one of an earlier version does not say its split and is let pass.
+        split: by which it is tested.
+        url: of the model.
+
+    Raises:
+        SettingsError: it was trained by a split of the other kind, or chosen by events from the test cutoff on.
+    """
+    tested = describe_split(split)
+    trained = model_manifest.get("split", tested)
+    if trained != tested and not (isinstance(split, Cutoffs) and trained and "test" in trained):
+        raise SettingsError(f"{url} was trained by another kind of split and may have seen test events: train it again")
+    if isinstance(split, Cutoffs) and datetime.fromisoformat(trained["test"]) > datetime.fromisoformat(
+        split.describe()["test"]
+    ):
+        raise SettingsError(
+            f"{url} was trained and chosen by events up to {trained['test']}, past the test cutoff "
+            f"{split.describe()['test']}: train it again, or set split.test_cutoff_time no earlier than that"
+        )
+
+
+def describe_split(split: Split) -> dict[str, str] | None:
+    """What a model's manifest says of its split: the cutoffs, the actions held out, or None for any events."""
+    return None if split is None else split.describe()
 
 
 def count_items(

@@ -1,4 +1,7 @@
-"""Which models a run has: the pretrained encoder and its tasks, found by their manifests."""
+"""Which models there are: encoders and tasks of a run, and rivals of other runs, found by their manifests.
+
+Invariant: what is returned means by its indices the items and actions that the store means.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +11,7 @@ from data_io.config import SettingsError
 from data_io.snapshots import MANIFEST_NAME, read_manifest
 from data_io.store import SequenceStore
 from ray_jobs.config import Settings
-from ray_jobs.learning import check_vocabulary
+from ray_jobs.learning import check_actions, check_vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +32,13 @@ def find_model(settings: Settings, store: SequenceStore, name: str) -> ModelFold
 
     Raises:
         DataContractError: it is not trained yet.
-        SettingsError: it was trained on another vocabulary.
+        SettingsError: it was trained on another vocabulary, or on other actions.
     """
     url = storage.absolute(settings.model_url(name))
-    job = "pretrain" if name == "encoder" else "finetune"
+    job = "pretrain" if name == "encoder" else f"finetune (or pretrain --pretrain.name {name})"
     manifest = read_manifest(url, made_by=f"clickformer {job}")
     check_vocabulary(manifest, store, url)
+    check_actions(manifest, store, url)
     return ModelFolder(url=url, manifest=manifest)
 
 
@@ -48,6 +52,29 @@ def find_recommender(settings: Settings, store: SequenceStore, name: str) -> Mod
     if found.is_outcome:
         raise SettingsError(f"{name} predicts an outcome and cannot rank items; name encoder or a next_item task")
     return found
+
+
+def find_rivals(settings: Settings, store: SequenceStore) -> dict[str, ModelFolder]:
+    """Models of other runs (`evaluation.rivals`) by name, checked against this run's store.
+
+    Raises:
+        DataContractError: nothing is published in a folder.
+        SettingsError: it is no model that ranks items, or is of another log: its items are not the store's, in the
+            store's order, with or without the newest.
+    """
+    return {name: _find_rival(store, name, storage.absolute(url)) for name, url in settings.evaluation.rivals.items()}
+
+
+def _find_rival(store: SequenceStore, name: str, url: str) -> ModelFolder:
+    manifest = read_manifest(url, made_by="clickformer pretrain in that run")
+    if manifest.get("kind") != "next_item":
+        raise SettingsError(f"evaluation.rivals {name}: {url} is no model that ranks items; give such a model's folder")
+    try:
+        check_vocabulary(manifest, store, url)
+        check_actions(manifest, store, url)
+    except SettingsError as error:
+        raise SettingsError(f"evaluation.rivals {name}: {error}, on a store of the same log") from None
+    return ModelFolder(url=url, manifest=manifest)
 
 
 def find_tasks(settings: Settings, store: SequenceStore, names: list[str] | None) -> dict[str, ModelFolder]:

@@ -20,7 +20,7 @@ from model.heads import ClickformerForOutcome
 from model.metrics import area_under_curve
 from model.objectives import OutcomeObjective
 from model.scoring import outcome_probabilities
-from ray_jobs.learning import VALIDATION_BATCH, StoreIndex
+from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, describe_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class OutcomeLearning:
 
     def describe(self) -> dict[str, Any]:
         """An encoder with a head, and what its probability means."""
-        return {"kind": "outcome", "task": self.task.model_dump()}
+        return {"kind": "outcome", "task": self.task.model_dump(), "split": describe_split(self.split)}
 
     def _outcomes(self, sequences: Sequences, cutoffs: np.ndarray) -> Examples:
         actions = self.store.action_indices(self.task.actions)

@@ -15,7 +15,7 @@ from ray_jobs.training import open_store, train
 def run(settings: Settings) -> str:
     """Train the encoder of a run; returns the URL of its folder."""
     store, split = open_store(settings)
-    url = storage.absolute(settings.model_url("encoder"))
+    url = storage.absolute(settings.model_url(settings.pretrain.name))
     inputs = {"store": store.fingerprint, "encoder": settings.encoder.model_dump()}
     train("pretrain", settings, settings.pretrain, pretraining(settings, store, split), url, inputs)
     say(f"pretrain: encoder in {url}; next: clickformer finetune, or score_users")

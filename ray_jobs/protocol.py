@@ -30,7 +30,7 @@ def describe_protocol(settings: Settings, split: Split, without_item_knn: str | 
         f"rest. Training events of the target: none is new, up to {options.rare_events} rare, else known. Training "
         "events are those before the validation cutoff"
         + _training_in_words(split)
-        + " In each slice a model is held against the baseline that is best there.",
+        + " In each slice a model is held against the baseline that is best there, and against the models after it.",
         "lists": f"First {k} items of each user's ranking"
         + (" without those of the user's history" if options.exclude_seen else "")
         + ". Coverage: share of the catalogue that stands in any list. Novelty: mean of -log2 of an item's share of "
@@ -38,10 +38,11 @@ def describe_protocol(settings: Settings, split: Split, without_item_knn: str | 
         "percentile of the items in the catalogue by training events (100 is the most popular, 50 the mean of the "
         "catalogue), beside that of all events in the same users' histories.",
         "interval": f"95 %, {options.num_resamples} bootstrap resamples of users",
-        "interval_in_words": "Percentiles of the resampled means; gains over a baseline are differences of the same "
-        "user's values, resampled together. A model beats a baseline, or loses to it, where that interval leaves out "
-        "0. Intervals are not corrected for the number of comparisons and leave out what another seed of training "
-        "would change.",
+        "interval_in_words": "Percentiles of the resampled means; gains are differences of the same user's values, "
+        "resampled together. A model is held against each baseline and each model after it in the table; it beats one "
+        "of them, or loses to it, where that interval leaves out 0. Intervals are not corrected for the number of "
+        "comparisons and leave out what another seed of training would change.",
+        "rivals": options.rivals,
         "seed": settings.seed,
     }
 

@@ -108,7 +108,7 @@ class EvaluationRun:
     store: SequenceStore
     split: Split
     model_urls: Mapping[str, str]
-    """Next-item models by name."""
+    """Next-item models by name; each is held against those after it."""
     task_urls: Mapping[str, str]
     """Outcome models by name."""
     target_actions: list[str] | None

@@ -51,8 +51,10 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
         SettingsError: the task does not suit the encoder or the log.
         CheckpointError: there is no pretrained encoder, or it was trained on another vocabulary.
     """
-    url = settings.model_url("encoder")
+    url = settings.model_url(settings.finetune.encoder)
     saved = load_model(url)
+    if saved.manifest["kind"] == "outcome":
+        raise SettingsError(f"finetune.encoder {settings.finetune.encoder} predicts an outcome; name an encoder")
     check_vocabulary(saved.manifest, store, url)
     store = store.seen_by(saved.encoder.config.vocabulary_size, saved.encoder.config.num_actions)
     store = store.with_columns(columns_among(saved.encoder.config.inputs))

@@ -1,6 +1,7 @@
 """The whole road on a real Ray cluster with DeepSpeed: log, store, encoder, task, scores, report."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,25 @@ def finish(settings: Settings, num_users: int) -> dict[str, Any]:
     return storage.read_json(storage.join(report_url, "report.json"))
 
 
+def check_rivals(settings: Settings, elsewhere: str) -> None:
+    """Train a GRU beside the encoder and hold both against a model of another run, a copy of the encoder."""
+    url = settings.model_url("encoder")
+    before = storage.read_json(storage.join(url, MANIFEST_NAME))
+    gru = change(change(settings, "pretrain", name="gru"), "encoder", block="gru", hidden_size=8, sequence_length=6)
+    assert pretrain.run(gru) == settings.place("tasks", "gru")
+    assert not storage.exists(settings.place("tasks", "gru.work", "checkpoints"))
+    assert storage.read_json(storage.join(url, MANIFEST_NAME)) == before, "the encoder stays as it was"
+    shutil.copytree(url, elsewhere)
+    models = change(settings, "evaluation", models=("encoder", "gru"), rivals={"last_month": elsewhere})
+    report = storage.read_json(storage.join(evaluate.run(models), "report.json"))
+    rankers = report["next_item"]["rankers"]
+    assert list(rankers)[:4] == ["encoder", "gru", "last_month", "popularity"]
+    assert rankers["last_month"]["ndcg_at_10"] == rankers["encoder"]["ndcg_at_10"]
+    assert rankers["encoder"]["gain_over"]["last_month"] == {"value": 0, "low": 0, "high": 0}
+    assert rankers["encoder"]["gain_over"]["gru"]["value"] != 0
+    assert report["models"]["last_month"]["folder"] == elsewhere
+
+
 def seen_items(settings: Settings) -> dict[str, set[str]]:
     store = SequenceStore.open(storage.absolute(settings.store_url))
     items = known_items_of(store)
@@ -115,6 +135,7 @@ def test_road_on_local_disk(tmp_path: Path, events: pa.Table, capfd: pytest.Capt
     report = finish(settings, NUM_USERS)
     assert {"encoder", "popularity", "own_history"} <= set(report["next_item"]["rankers"])
     assert 0 <= report["outcomes"]["active_5d"]["auc"]["value"] <= 1
+    check_rivals(settings, str(tmp_path / "other/encoder"))
     quality = json.loads((tmp_path / "run/store/quality_report.json").read_text())
     assert quality["num_rows"] == events.num_rows
 

@@ -79,14 +79,19 @@ def make_settings(tmp_path: Path) -> MakeSettings:
 
 @pytest.fixture
 def save_encoder(make_settings: MakeSettings) -> SaveEncoder:
-    """Publishes a fresh encoder for a store as the run's pretrained one."""
+    """Publishes a fresh encoder for a store as a pretrained one of the run."""
 
-    def save(store: SequenceStore, attention: str = "causal", items: Sequence[str] | None = None) -> ClickformerEncoder:
+    def save(
+        store: SequenceStore,
+        attention: str = "causal",
+        items: Sequence[str] | None = None,
+        name: str = "encoder",
+    ) -> ClickformerEncoder:
         torch.manual_seed(0)
         size = {"vocabulary_size": store.vocabulary.size if items is None else len(items) + 2, "num_actions": 4}
         encoder = ClickformerEncoder(ClickformerConfig(attention=attention, **ENCODER, **size))  # pyright: ignore[reportArgumentType]
         vocabulary = Vocabulary(pa.array(items, pa.large_string())) if items else store.vocabulary
-        save_model(encoder, vocabulary, make_settings().model_url("encoder"), {"kind": "next_item"})
+        save_model(encoder, vocabulary, make_settings().model_url(name), {"kind": "next_item"})
         return encoder
 
     return save

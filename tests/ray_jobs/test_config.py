@@ -145,6 +145,22 @@ def test_a_task_may_not_take_a_name_that_means_something_else(name: str) -> None
 @pytest.mark.parametrize("name", ["Purchase", "a/b", "..", ""])
 def test_a_task_name_is_a_plain_folder_name(name: str) -> None:
     assert explain_content(finetune={"name": name}).startswith("finetune.name: ")
+    assert explain_content(pretrain={"name": name}).startswith("pretrain.name: ")
+    assert explain_content(evaluation={"rivals": {name: "s3://b/encoder"}}).startswith(f"evaluation.rivals.{name}")
+
+
+@pytest.mark.parametrize("name", [name for name in RESERVED_NAMES if name != "encoder"])
+def test_no_other_model_may_take_such_a_name_either(name: str) -> None:
+    assert explain_content(pretrain={"name": name}).startswith(f"pretrain.name {name} has a meaning of its own")
+    assert "evaluation.rivals" in explain_content(evaluation={"rivals": {name: "runs/x/encoder"}})
+
+
+def test_a_name_stands_for_one_model() -> None:
+    message = explain_content(pretrain={"name": "gru"}, finetune={"name": "gru"})
+    assert message == "pretrain.name and finetune.name are both gru; choose another name"
+    message = explain_content(evaluation={"models": ["encoder", "gru"], "rivals": {"gru": "runs/x/encoder"}})
+    assert message == "evaluation.rivals gru is one of evaluation.models too; choose another name"
+    assert "evaluation.rivals encoder" in explain_content(evaluation={"rivals": {"encoder": "runs/x/encoder"}})
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,13 @@ from ray_jobs.scorer import HISTORIES, EvaluationRun, Evaluator
 
 NUM_BUCKETS, RECENT_DAYS, LIST_K = 3, 5.0, 10
 KNN = ItemKnnSettings(num_neighbours=4, num_events=3, decay=0.5)
-RANKERS = ("encoder", *BASELINES)
+SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
+    "encoder": (2, {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "sequence_length": 6}),
+    "gru": (0, {"hidden_size": 4, "num_layers": 1, "num_heads": 1, "sequence_length": 9, "block": "gru"}),
+    "last_month": (7, {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "sequence_length": 3}),
+}
+"""Of each model: how many of the newest items it does not know, and its network."""
+RANKERS = (*SHAPES, *BASELINES)
 
 
 @dataclass
@@ -85,14 +91,15 @@ def make_bucket(names: list[str], users: dict[str, list[tuple[int, int]]]) -> Se
 
 
 @pytest.fixture(scope="module")
-def model_url(store: FakeStore, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An encoder that has learned nothing and does not know the last two items."""
-    known = Vocabulary(store.vocabulary.item_ids.slice(0, len(store.vocabulary.item_ids) - 2))
-    shape: dict[str, Any] = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "sequence_length": 6}
-    config = ClickformerConfig(vocabulary_size=known.size, num_actions=3, **shape)
-    url = str(tmp_path_factory.mktemp("model") / "encoder")
-    save_model(ClickformerEncoder(config), known, url, {"kind": "next_item", "fingerprint": "untrained"})
-    return url
+def model_urls(store: FakeStore, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Encoders of several sizes that have learned nothing."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, (num_unknown, shape) in SHAPES.items():
+        known = Vocabulary(store.vocabulary.item_ids.slice(0, len(store.vocabulary.item_ids) - num_unknown))
+        config = ClickformerConfig(vocabulary_size=known.size, num_actions=3, **shape)
+        facts = {"kind": "next_item", "fingerprint": "untrained"}
+        save_model(ClickformerEncoder(config), known, str(folder / name), facts)
+    return {name: str(folder / name) for name in SHAPES}
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +115,7 @@ def make_split(store: FakeStore, kind: str) -> Split:
 
 
 def evaluate(
-    store: FakeStore, url: str, split: Split, *, exclude_seen: bool
+    store: FakeStore, urls: dict[str, str], split: Split, *, exclude_seen: bool
 ) -> tuple[pa.Table, dict[str, Counter[int]]]:
     """Rows of all users, and how often each ranker lists each item."""
     opened = cast(SequenceStore, store)
@@ -121,7 +128,7 @@ def evaluate(
         decay=KNN.decay,
     )
     run = EvaluationRun(
-        store=opened, split=split, model_urls={"encoder": url}, task_urls={}, target_actions=None, baselines=tables,
+        store=opened, split=split, model_urls=urls, task_urls={}, target_actions=None, baselines=tables,
         training_events=counts.training, writers={}, exclude_seen=exclude_seen, list_k=LIST_K, batch_size=7,
     )  # fmt: skip
     found = [Evaluator(run).rank_targets(bucket) for bucket in store.buckets]
@@ -135,12 +142,12 @@ def evaluate(
 class Plain:
     """The same by loops over users and events: histories, counts and orders of all items."""
 
-    def __init__(self, store: FakeStore, url: str, split: Split) -> None:
+    def __init__(self, store: FakeStore, urls: dict[str, str], split: Split) -> None:
         self.size = store.vocabulary.size
         self.users: dict[str, tuple[list[int], int]] = {}
         self.popularity, self.recent, self.training = Counter[int](), Counter[int](), Counter[int]()
         self.having: dict[int, set[str]] = {}
-        self.model_scores: dict[str, list[float]] = {}
+        self.model_scores: dict[tuple[str, str], list[float]] = {}
         until = split.test if split else store.end_time
         for bucket in store.buckets:
             for row, user in enumerate(bucket.user_id.to_pylist()):
@@ -158,17 +165,18 @@ class Plain:
                 targets = [item for _, item in events[len(history) :] if item]
                 if history and targets:
                     self.users[user] = [item for _, item in history], targets[0]
-            self._add_model_scores(bucket, url, split)
+            for name, url in urls.items():
+                self._add_model_scores(bucket, name, url, split)
         self.near = self._neighbours()
 
-    def _add_model_scores(self, bucket: Sequences, url: str, split: Split) -> None:
+    def _add_model_scores(self, bucket: Sequences, name: str, url: str, split: Split) -> None:
         encoder = load_model(url).encoder
         examples = next_item_examples(bucket, split, "test", encoder.config.sequence_length, None)
         known = bucket.known_to(encoder.config.vocabulary_size, encoder.config.num_actions)
         for part, batch in iter_batches(known, examples, 1):
             scores = rank_items(encoder, batch)[1][0].tolist()
             user = bucket.user_id[int(part.row[0])].as_py()
-            self.model_scores[user] = scores + [-np.inf] * (self.size - len(scores))
+            self.model_scores[name, user] = scores + [-np.inf] * (self.size - len(scores))
 
     def _neighbours(self) -> dict[int, list[tuple[int, float]]]:
         near: dict[int, list[tuple[int, float]]] = {}
@@ -186,8 +194,8 @@ class Plain:
         """What each item is ordered by: larger first, then the second, then the index."""
         history = [item for item in self.users[user][0] if item >= FIRST_INDEX]
         items = range(self.size)
-        if ranker == "encoder":
-            return [(score, 0) for score in self.model_scores[user]]
+        if ranker in SHAPES:
+            return [(score, 0) for score in self.model_scores[ranker, user]]
         if ranker == "popularity":
             return [(self.popularity[item], 0) for item in items]
         if ranker == "recent_popularity":
@@ -214,10 +222,12 @@ def plain_metrics(ranks: list[float], k: int) -> dict[str, float]:
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
 @pytest.mark.parametrize("kind", ["time", "leave_one_out"])
-def test_every_ranker_equals_a_plain_sort(store: FakeStore, model_url: str, kind: str, exclude_seen: bool) -> None:
+def test_every_ranker_equals_a_plain_sort(
+    store: FakeStore, model_urls: dict[str, str], kind: str, exclude_seen: bool
+) -> None:
     split = make_split(store, kind)
-    table, listed = evaluate(store, model_url, split, exclude_seen=exclude_seen)
-    plain = Plain(store, model_url, split)
+    table, listed = evaluate(store, model_urls, split, exclude_seen=exclude_seen)
+    plain = Plain(store, model_urls, split)
     users = table.column("user_id").to_pylist()
     assert set(users) == set(plain.users)
     assert len(users) == len(plain.users) > 20
@@ -239,10 +249,10 @@ def test_every_ranker_equals_a_plain_sort(store: FakeStore, model_url: str, kind
     assert listed[HISTORIES] == histories
 
 
-def test_rows_say_what_slices_go_by(store: FakeStore, model_url: str) -> None:
+def test_rows_say_what_slices_go_by(store: FakeStore, model_urls: dict[str, str]) -> None:
     split = make_split(store, "time")
-    table, _ = evaluate(store, model_url, split, exclude_seen=False)
-    plain = Plain(store, model_url, split)
+    table, _ = evaluate(store, model_urls, split, exclude_seen=False)
+    plain = Plain(store, model_urls, split)
     for row in table.to_pylist():
         history, target = plain.users[row["user_id"]]
         assert row["history_length"] == len(history)
@@ -253,13 +263,13 @@ def test_rows_say_what_slices_go_by(store: FakeStore, model_url: str) -> None:
 
 
 def test_a_target_nobody_can_name_counts_as_missed_even_where_all_else_is_left_out(
-    store: FakeStore, model_url: str
+    store: FakeStore, model_urls: dict[str, str]
 ) -> None:
     """A user who has seen the whole catalogue and goes on with an item outside the vocabulary."""
     size = store.vocabulary.size
     users = {"u": [(time, item) for time, item in enumerate([*range(FIRST_INDEX, size), 1])]}
     alone = FakeStore([make_bucket(["u"], users)], store.vocabulary)
-    table, listed = evaluate(alone, model_url, None, exclude_seen=True)
+    table, listed = evaluate(alone, model_urls, None, exclude_seen=True)
     assert [table.column(f"rank_{ranker}").to_pylist() for ranker in RANKERS] == [[size + 1]] * len(RANKERS)
     assert set(listed) == {HISTORIES}
 

@@ -12,7 +12,7 @@ import pytest
 from data_io.buckets import BucketWriter
 from data_io.features import FEATURE_NAMES
 from ray_jobs.config import EvaluationSettings
-from ray_jobs.figures import next_item_figures, outcome_figures, verdicts
+from ray_jobs.figures import next_item_figures, outcome_figures, own_intervals, verdicts
 
 OPTIONS = EvaluationSettings(ks=(5, 10), num_resamples=50)
 
@@ -65,7 +65,7 @@ def make_outcomes(stage: str, outcome: list[int], probability: list[float], **fe
 
 
 def make_metrics(value: float, **gains: tuple[float, float]) -> dict[str, Any]:
-    gain_over = {base: {"low": low, "high": high} for base, (low, high) in gains.items()}
+    gain_over = {base: {"value": (low + high) / 2, "low": low, "high": high} for base, (low, high) in gains.items()}
     return {"ndcg_at_10": {"value": value}} | ({"gain_over": gain_over} if gains else {})
 
 
@@ -124,6 +124,50 @@ def test_models_are_held_against_every_baseline_there_is_and_the_best_is_named(p
     assert figures["best_baseline"] == "item_knn"
     assert list(figures["rankers"]["encoder"]["gain_over"]) == ["popularity", "own_history", "item_knn"]
     assert "item_knn, the best baseline, in ndcg_at_10" in verdicts(figures, {})[0]
+
+
+def test_a_model_is_held_against_every_model_after_it_once(publish: Publish) -> None:
+    table = make_ranks(encoder=[1, 1], gru=[3, 3], last_month=[1, 1], popularity=[99, 99])
+    figures = next_item_figures(publish(table), OPTIONS, seed=0)
+    gains = {name: list(metrics.get("gain_over", {})) for name, metrics in figures["rankers"].items()}
+    assert gains == {
+        "encoder": ["popularity", "gru", "last_month"],
+        "gru": ["popularity", "last_month"],
+        "last_month": ["popularity"],
+        "popularity": [],
+    }
+    lines = verdicts(figures, {})
+    assert lines[1] == "encoder beats gru in ndcg_at_10: 1.0000 against 0.5000, gain +0.5000 [+0.5000, +0.5000]"
+    assert lines[2].startswith("encoder is not clearly apart from last_month in ndcg_at_10: 1.0000 against 1.0000")
+    assert lines[4].startswith("gru loses to last_month in ndcg_at_10: 0.5000 against 1.0000, gain -0.5000")
+
+
+def test_a_gain_over_a_model_is_paired_by_user(publish: Publish) -> None:
+    """Users differ far more than the two models do on the same user: paired, the gain is clear."""
+    ranks = np.random.default_rng(0).integers(1, 10, 200)
+    table = make_ranks(encoder=ranks.tolist(), gru=(ranks + 1).tolist(), popularity=[99] * 200)
+    encoder, gru = (next_item_figures(publish(table), OPTIONS, seed=0)["rankers"][name] for name in ("encoder", "gru"))
+    gain = encoder["gain_over"]["gru"]
+    assert gain["value"] == pytest.approx(encoder["ndcg_at_10"]["value"] - gru["ndcg_at_10"]["value"])
+    assert gain["high"] - gain["low"] < encoder["ndcg_at_10"]["high"] - encoder["ndcg_at_10"]["low"]
+
+
+def test_every_ranker_has_a_line_with_its_own_interval(publish: Publish) -> None:
+    figures = next_item_figures(publish(make_ranks(encoder=[1, 1], gru=[3, 3], popularity=[99, 99])), OPTIONS, seed=0)
+    assert own_intervals(figures) == [
+        "ndcg_at_10 of encoder: 1.0000 [1.0000, 1.0000]",
+        "ndcg_at_10 of gru: 0.5000 [0.5000, 0.5000]",
+        "ndcg_at_10 of popularity: 0.0000 [0.0000, 0.0000]",
+    ]
+
+
+def test_verdicts_name_the_slices_where_a_model_loses_to_a_later_one(publish: Publish) -> None:
+    ranks = {"encoder": [1, 1, 1, 9], "gru": [9, 9, 9, 1], "popularity": [99] * 4}
+    lines = verdicts(next_item_figures(publish(make_ranks(**ranks, events=[9, 9, 9, 0])), OPTIONS, seed=0), {})
+    assert [line for line in lines if "loses to" in line] == [
+        "encoder loses to gru in the slice training events of the target, new (none) (1 users), in ndcg_at_10: "
+        "0.3010 against 1.0000"
+    ]
 
 
 def test_slices_hold_each_user_once_and_their_own_figures(publish: Publish) -> None:
@@ -238,9 +282,11 @@ def test_verdicts_say_better_worse_and_neither() -> None:
     }
     figures = {"headline": "ndcg_at_10", "best_baseline": "own_history", "rankers": rankers}
     assert verdicts(figures, {}) == [
-        "encoder loses to own_history, the best baseline, in ndcg_at_10: 0.2000 against 0.3500",
-        "encoder beats popularity in ndcg_at_10: 0.2000 against 0.1000",
-        "next_movie is not clearly apart from popularity in ndcg_at_10: 0.1000 against 0.1000",
+        "encoder loses to own_history, the best baseline, in ndcg_at_10: 0.2000 against 0.3500, "
+        "gain -0.1500 [-0.2000, -0.1000]",
+        "encoder beats popularity in ndcg_at_10: 0.2000 against 0.1000, gain +0.1000 [+0.0500, +0.1500]",
+        "next_movie is not clearly apart from popularity in ndcg_at_10: 0.1000 against 0.1000, "
+        "gain +0.0000 [-0.0100, +0.0100]",
     ]
 
 

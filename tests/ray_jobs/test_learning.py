@@ -78,7 +78,7 @@ def test_only_wanted_actions_are_targets(
     learning = pretraining(make_settings(target_actions=["buy"]), store, SPLIT)
     batch = learning.make_batch(sequences, learning.make_examples(sequences))
     assert learning.num_targets(batch) == 2
-    assert learning.describe() == {"kind": "next_item", "target_actions": ["buy"]}
+    assert learning.describe() == {"kind": "next_item", "target_actions": ["buy"], "split": SPLIT.describe()}
     validation = learning.validation_examples(sequences)
     assert (validation.row.tolist(), validation.target.tolist()) == ([1], [5])
 

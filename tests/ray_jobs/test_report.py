@@ -126,6 +126,13 @@ def test_the_protocol_says_in_words_what_was_done(page: str) -> None:
     assert re.search(r"1000 bootstrap resamples.*Seed</dt><dd>0,", section, re.DOTALL)
 
 
+def test_models_of_other_runs_are_named_with_their_folders(page: str, tmp_path: Path) -> None:
+    settings = Settings.model_validate({"evaluation": {"rivals": {"last_month": "s3://shop/may/encoder"}}})
+    write_report(str(tmp_path / "index.html"), make_report(protocol=describe_protocol(settings, None, None)))
+    assert "<dd>last_month: s3://shop/may/encoder, evaluated on" in (tmp_path / "index.html").read_text()
+    assert "Models of other runs" not in page
+
+
 def test_tables_scroll_in_a_box_of_their_own(page: str) -> None:
     assert page.count("<table>") == page.count('<div class="wide"><table>') > 4
 

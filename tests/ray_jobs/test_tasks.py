@@ -9,9 +9,12 @@ import torch
 from data_io.config import SettingsError
 from data_io.sequences import Sequences
 from data_io.store import SequenceStore
-from model.checkpoint import CheckpointError
+from model.checkpoint import CheckpointError, save_model
+from model.encoder import ClickformerConfig
+from model.heads import ClickformerForOutcome
 from ray_jobs.item_learning import ItemLearning
 from ray_jobs.learning import StoreIndex
+from ray_jobs.outcome_learning import OutcomeLearning
 from ray_jobs.tasks import finetuning, pretraining
 from tests.ray_jobs.conftest import ENCODER, SPLIT, MakeSettings, MakeStore, SaveEncoder, count_bucket
 
@@ -47,6 +50,16 @@ def test_an_unknown_target_action_is_refused_before_training(store: SequenceStor
 def test_finetuning_needs_an_encoder(store: SequenceStore, make_settings: MakeSettings) -> None:
     with pytest.raises(CheckpointError, match="encoder: nothing is published here yet"):
         finetuning(make_settings(), store, SPLIT)
+
+
+def test_a_task_starts_from_the_encoder_it_names(
+    store: SequenceStore, make_settings: MakeSettings, save_encoder: SaveEncoder
+) -> None:
+    save_encoder(store, name="gru")
+    settings = make_settings(finetune={"encoder": "gru", "task": {"kind": "outcome", "horizon_days": 2}})
+    learning = finetuning(settings, store, SPLIT)
+    assert isinstance(learning, OutcomeLearning)
+    assert learning.pretrained_url == settings.place("tasks", "gru")
 
 
 def test_an_encoder_may_know_fewer_items_than_the_store_but_no_others(
@@ -94,3 +107,11 @@ def test_a_task_that_does_not_suit_is_refused_before_training(
     save_encoder(store)
     with pytest.raises(SettingsError, match=rule):
         finetuning(make_settings(finetune=finetune), store, SPLIT)
+
+
+def test_a_task_does_not_start_from_an_outcome(store: SequenceStore, make_settings: MakeSettings) -> None:
+    settings = make_settings(finetune={"name": "churn", "encoder": "purchase"})
+    model = ClickformerForOutcome(ClickformerConfig(vocabulary_size=6, num_actions=4, num_features=1, **ENCODER))
+    save_model(model, store.vocabulary, settings.model_url("purchase"), {"kind": "outcome"})
+    with pytest.raises(SettingsError, match=r"finetune\.encoder purchase predicts an outcome; name an encoder"):
+        finetuning(settings, store, SPLIT)
