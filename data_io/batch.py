@@ -27,10 +27,14 @@ PADDING_MASK: Final = "padding_mask"
 """[B, T] bool: True where an event is real."""
 TARGET_ITEM_INDEX: Final = "target_item_index"
 """[B, T] int64: the item to predict at each position; 0 where nothing is asked."""
+TARGET_ACTION_INDEX: Final = "target_action_index"
+"""[B, T] int64: the action of the event after each position; 0 where there is none."""
 OUTCOME: Final = "outcome"
 """[B] float32: the outcome to predict, 0 or 1."""
 FEATURES: Final = "features"
 """[B, F] float32: counts and recency of the whole history (`data_io.features`)."""
+PER_EXAMPLE: Final = (OUTCOME, FEATURES)
+"""Tensors that have no place for each event."""
 
 Batch = dict[str, np.ndarray]
 
@@ -75,15 +79,26 @@ def collate(sequences: Sequences, examples: Examples) -> Batch:
 
 def shifted_targets(sequences: Sequences, examples: Examples, target_actions: np.ndarray | None) -> np.ndarray:
     """[B, T] the item of the event after each input of training windows; 0 where it is not to be predicted."""
-    length = max(1, int((examples.end - examples.start).max(initial=1)))
-    places = examples.start[:, None] + np.arange(length)
-    real = places < examples.end[:, None]
-    following = np.where(real, places + 1, 0)
+    real, following = _following(examples)
     target = sequences.item_index[following].astype(np.int64)
     wanted = real & (target >= FIRST_INDEX)
     if target_actions is not None:
         wanted &= np.isin(sequences.action_index[following], target_actions)
     return np.where(wanted, target, PADDING_INDEX)
+
+
+def shifted_actions(sequences: Sequences, examples: Examples) -> np.ndarray:
+    """[B, T] the action of the event after each input of training windows; 0 at padding."""
+    real, following = _following(examples)
+    return np.where(real, sequences.action_index[following].astype(np.int64), PADDING_INDEX)
+
+
+def _following(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Which places [B, T] of training windows are real, and the event after each of them."""
+    length = max(1, int((examples.end - examples.start).max(initial=1)))
+    places = examples.start[:, None] + np.arange(length)
+    real = places < examples.end[:, None]
+    return real, np.where(real, places + 1, 0)
 
 
 def merge_batches(batches: list[Batch]) -> Batch:
@@ -93,7 +108,7 @@ def merge_batches(batches: list[Batch]) -> Batch:
 
 
 def _widen(name: str, array: np.ndarray, length: int) -> np.ndarray:
-    if name in (OUTCOME, FEATURES):
+    if name in PER_EXAMPLE:
         return array
     return np.pad(array, ((0, 0), (0, length - array.shape[1])))
 

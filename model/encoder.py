@@ -20,6 +20,8 @@ from model.repeat import RepeatChoice, mix_scores
 from model.transformer import BlockKind, FeedForward, make_block
 
 EMBEDDING_STD = 0.02
+READOUT_INPUTS = (ELAPSED,)
+"""Inputs that only the readout knows: states before it do not depend on them."""
 
 TensorBatch = dict[str, Tensor]
 
@@ -143,12 +145,32 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             item_index, action_index, gap, elapsed, moment, padding_mask: [B, T], see `data_io.batch`.
             hidden: [B, T] True where item and action are to be guessed (masked-item training).
         """
+        return self.readout(self.event_states(item_index, action_index, gap, moment, padding_mask, hidden), elapsed)
+
+    def event_states(
+        self,
+        item_index: Tensor,
+        action_index: Tensor,
+        gap: Tensor,
+        moment: Tensor,
+        padding_mask: Tensor,
+        hidden: Tensor | None = None,
+        perturbation: Tensor | None = None,
+    ) -> Tensor:
+        """A state [B, T, D] at every event before the readout, which knows nothing of the time elapsed since.
+
+        Args:
+            item_index, action_index, gap, moment, padding_mask, hidden: as in `forward`.
+            perturbation: [B, T, D] what the event vectors are moved by (adversarial training).
+        """
         vectors = self.event_embedding(self.item_table(item_index), action_index, gap, hidden)
+        if perturbation is not None:
+            vectors = vectors + perturbation
         if self.places is not None:
             vectors = vectors + self.places(torch.arange(item_index.shape[1], device=item_index.device))
         for block in self.blocks:
             vectors = block(vectors, padding_mask, moment)
-        return self.readout(vectors, elapsed)
+        return vectors
 
     def user_states(self, batch: TensorBatch) -> Tensor:
         """[B, D] the vector of each user at the moment of prediction."""

@@ -1,11 +1,15 @@
 """Objectives: a batch in, the summed loss of its targets out.
 
 Losses are sums, not means: the engine divides by the number of targets of the whole global batch, so that a loss is
-the same for any number of workers and any padding. Each objective is one module, so that ZeRO sees every parameter
+the same for any number of workers and any padding. Where an objective asks fewer than there are, or learns something
+beside items, it scales its sums to stand for those targets; a contrastive loss alone depends on the micro-batch, from
+which it has its negatives. Each objective is one module, so that ZeRO sees every parameter
 inside a forward pass; and none returns early where a rank has no target, because under ZeRO-3 all ranks must run the
 same modules in the same order.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -15,12 +19,26 @@ from torch.nn import functional as F
 from data_io.batch import ITEM_INDEX, OUTCOME, PADDING_MASK, TARGET_ITEM_INDEX
 from data_io.config import SettingsError
 from data_io.schema import FIRST_INDEX
-from model.config import AutoSoftmax, BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
-from model.encoder import ClickformerEncoder, TensorBatch, choosable_events, event_inputs
+from model.adversarial import adversarial_loss
+from model.augmentation import Augmented, augment, even_shares
+from model.auxiliary import AuxiliaryLosses
+from model.config import (
+    AugmentationSettings,
+    AutoSoftmax,
+    BinaryLoss,
+    FullSoftmax,
+    SampledSoftmax,
+    SoftmaxSettings,
+)
+from model.encoder import READOUT_INPUTS, ClickformerEncoder, TensorBatch, choosable_events, event_inputs
 from model.heads import ClickformerForOutcome
 from model.losses import Correction, gbce_exponent, generalised_bce_loss, sampled_softmax_loss
 from model.negatives import NegativeSampler
 from model.repeat import mix_losses
+
+_STREAM = 2**48
+"""Distance between the seeds of what is drawn for different purposes."""
+_WINDOWS, _VIEWS = 1, 2
 
 
 class Objective(Protocol):
@@ -88,18 +106,66 @@ def check_repeats(softmax: SoftmaxSettings, repeats: bool) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What an item objective does besides predicting the items of windows as they are."""
+
+    auxiliary: AuxiliaryLosses | None = None
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    adversarial: float = 0.0
+
+
 class ItemObjective(nn.Module):
     """What item objectives share: the encoder, and the loss of choosing anew, mixed with choosing again if it can."""
 
-    def __init__(self, encoder: ClickformerEncoder, item_loss: ItemLoss) -> None:
+    def __init__(self, encoder: ClickformerEncoder, item_loss: ItemLoss, extras: Extras | None = None) -> None:
         super().__init__()
         check_repeats(item_loss.softmax, encoder.repeat_choice is not None)
+        extras = extras or Extras()
         self.encoder = encoder
         self.item_loss = item_loss
+        self.auxiliary = extras.auxiliary
+        self.augmentation = extras.augmentation
+        self.adversarial = extras.adversarial
 
-    def mixture_loss(self, inputs: TensorBatch, targets: Tensor, seed: int) -> Tensor:
-        """Summed loss over positions whose target [B, T] is not 0."""
-        states = self.encoder(**inputs)
+    def mixture_loss(
+        self,
+        inputs: TensorBatch,
+        targets: Tensor,
+        seed: int,
+        num_targets: Tensor | None = None,
+        of_events: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Summed loss over positions whose target [B, T] is not 0.
+
+        Args:
+            inputs: of the encoder.
+            targets: [B, T] items.
+            seed: fixes negatives.
+            num_targets: how many targets these stand for; None: themselves.
+            of_events: a loss of the states [B, T, D] before the readout, to be added.
+        """
+        scale = 1 if num_targets is None else num_targets / (targets > 0).sum().clamp(min=1)
+
+        def loss_at(perturbation: Tensor | None) -> Tensor:
+            known = {name: tensor for name, tensor in inputs.items() if name not in READOUT_INPUTS}
+            events = self.encoder.event_states(**known, perturbation=perturbation)
+            states = self.encoder.readout(events, *(inputs[name] for name in READOUT_INPUTS))
+            loss = self._loss_of_states(states, inputs, targets, seed) * scale
+            return loss if of_events is None else loss + of_events(events)
+
+        if not self.adversarial:
+            return loss_at(None)
+        zeros = torch.zeros(*targets.shape, self.encoder.config.hidden_size, device=targets.device)
+        return adversarial_loss(loss_at, zeros, self.adversarial)
+
+    def contrastive_loss(self, batch: TensorBatch, seed: int) -> Tensor | float:
+        """Summed loss of recognising users by two views of their windows, if that is learned."""
+        if self.auxiliary is None:
+            return 0.0
+        return self.auxiliary.of_users(self.encoder, batch, _generator(seed, _VIEWS))
+
+    def _loss_of_states(self, states: Tensor, inputs: TensorBatch, targets: Tensor, seed: int) -> Tensor:
         wanted = targets > 0
         anew = self.item_loss(self.encoder, states[wanted], targets[wanted], seed)
         if self.encoder.repeat_choice is None:
@@ -113,27 +179,45 @@ class NextItemObjective(ItemObjective):
     """Predict the item of the event after each position (Kang and McAuley 2018, "SASRec")."""
 
     def forward(self, batch: TensorBatch, seed: int) -> Tensor:
-        """Summed loss over positions whose target is not 0."""
-        return self.mixture_loss(event_inputs(batch), batch[TARGET_ITEM_INDEX], seed)
+        """Summed loss over positions whose target is not 0; those of changed windows stand for all of the batch."""
+        changed, asked = self._augment(batch, seed)
+        of_events = None
+        if self.auxiliary is not None:
+            of_events = self.auxiliary.of_events(changed, asked, batch[PADDING_MASK].sum())
+        num_targets = None if self.augmentation.is_off else (batch[TARGET_ITEM_INDEX] > 0).sum()
+        loss = self.mixture_loss(event_inputs(changed), changed[TARGET_ITEM_INDEX], seed, num_targets, of_events)
+        return loss + self.contrastive_loss(batch, seed)
+
+    def _augment(self, batch: TensorBatch, seed: int) -> Augmented:
+        if self.augmentation.is_off:
+            return Augmented(batch, batch[PADDING_MASK])
+        shares = even_shares(self.augmentation, len(batch[PADDING_MASK]))
+        return augment(batch, shares, _generator(seed, _WINDOWS))
 
 
 class MaskedItemObjective(ItemObjective):
     """Hide some items of a window and predict them from both sides (Sun et al. 2019, "BERT4Rec")."""
 
-    def __init__(self, encoder: ClickformerEncoder, item_loss: ItemLoss, mask_share: float) -> None:
-        super().__init__(encoder, item_loss)
+    def __init__(
+        self, encoder: ClickformerEncoder, item_loss: ItemLoss, mask_share: float, extras: Extras | None = None
+    ) -> None:
+        super().__init__(encoder, item_loss, extras)
         self.mask_share = mask_share
 
     def forward(self, batch: TensorBatch, seed: int) -> Tensor:
         """Summed loss over hidden positions, scaled to stand for all known items of the batch."""
         items = batch[ITEM_INDEX]
         known = batch[PADDING_MASK] & (items >= FIRST_INDEX)
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.rand(items.shape, generator=generator).to(items.device) < self.mask_share
+        drawn = torch.rand(items.shape, generator=_generator(seed)).to(items.device) < self.mask_share
         hidden = known & drawn
         inputs = event_inputs(batch) | {"hidden": hidden}
-        loss = self.mixture_loss(inputs, torch.where(hidden, items, 0), seed)
-        return loss * (known.sum() / hidden.sum().clamp(min=1))
+        loss = self.mixture_loss(inputs, torch.where(hidden, items, 0), seed, known.sum())
+        return loss + self.contrastive_loss(batch, seed)
+
+
+def _generator(seed: int, stream: int = 0) -> torch.Generator:
+    """A generator on the CPU; streams are far from each other and from the seeds of all steps."""
+    return torch.Generator().manual_seed(seed + stream * _STREAM)
 
 
 class OutcomeObjective(nn.Module):

@@ -1,24 +1,44 @@
 """Learning items: which one comes next, or which one is hidden."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from data_io.batch import ITEM_INDEX, PADDING_MASK, TARGET_ITEM_INDEX, Batch, collate, padding_batch, shifted_targets
+from data_io.batch import (
+    ITEM_INDEX,
+    PADDING_MASK,
+    TARGET_ACTION_INDEX,
+    TARGET_ITEM_INDEX,
+    Batch,
+    collate,
+    padding_batch,
+    shifted_actions,
+    shifted_targets,
+)
 from data_io.examples import Examples, next_item_examples, window_examples
 from data_io.schema import FIRST_INDEX
 from data_io.sequences import Sequences
 from data_io.splits import Split, history_ends
 from data_io.store import SequenceStore
+from model.auxiliary import AuxiliaryLosses, TargetRates
 from model.checkpoint import load_model
-from model.config import FrozenEncoder, FullEncoder, MaskedItem, NextItem, SoftmaxSettings, TopLayers
+from model.config import (
+    AugmentationSettings,
+    AuxiliarySettings,
+    FrozenEncoder,
+    FullEncoder,
+    MaskedItem,
+    NextItem,
+    SoftmaxSettings,
+    TopLayers,
+)
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import free_parameters
 from model.metrics import ndcg_at
-from model.objectives import ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
+from model.objectives import Extras, ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
 from model.scoring import iter_batches, rank_items
 from model.topk import target_ranks
 from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, count_items
@@ -39,6 +59,9 @@ class ItemLearning:
     pretrained_url: str | None
     """Encoder to start from; None: a fresh one."""
     trainable: FrozenEncoder | TopLayers | FullEncoder
+    auxiliary: AuxiliarySettings = field(default_factory=AuxiliarySettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    adversarial: float = 0.0
 
     @property
     def length(self) -> int:
@@ -51,19 +74,24 @@ class ItemLearning:
 
     def make_batch(self, sequences: Sequences, examples: Examples) -> Batch:
         """Windows and, at each event, the item after it."""
-        targets = shifted_targets(sequences, examples, self._target_actions)
-        return collate(sequences, examples) | {TARGET_ITEM_INDEX: targets}
+        batch = collate(sequences, examples)
+        batch |= {TARGET_ITEM_INDEX: shifted_targets(sequences, examples, self._target_actions)}
+        if self.auxiliary.next_action:
+            batch |= {TARGET_ACTION_INDEX: shifted_actions(sequences, examples)}
+        return batch
 
     def count(self, sequences: Sequences, examples: Examples) -> StoreIndex:
         """The examples, and how often each item is a target: by that, negatives of a batch are corrected."""
         ends = history_ends(sequences, self.split, "validation")
         actions = self._target_actions if isinstance(self.objective, NextItem) else None  # any known item may be hidden
         counts = count_items(sequences, ends, self.encoder_config["vocabulary_size"], actions)
-        return StoreIndex(num_examples=np.array([len(examples)]), item_counts=counts)
+        num_events = int((ends - sequences.starts).sum())
+        return StoreIndex(num_examples=np.array([len(examples)]), item_counts=counts, num_events=num_events)
 
     def empty_batch(self) -> Batch:
         """One row of padding."""
-        return padding_batch(1) | {TARGET_ITEM_INDEX: np.zeros((1, 1), np.int64)}
+        names = (TARGET_ITEM_INDEX, TARGET_ACTION_INDEX) if self.auxiliary.next_action else (TARGET_ITEM_INDEX,)
+        return padding_batch(1) | {name: np.zeros((1, 1), np.int64) for name in names}
 
     def num_targets(self, batch: Batch) -> int:
         """Positions whose item is to be predicted; for masked items all known ones, for which the hidden stand."""
@@ -75,11 +103,16 @@ class ItemLearning:
         """The objective, its encoder fresh or pretrained."""
         encoder = self._encoder()
         item_loss = ItemLoss(self.softmax, torch.tensor(index.item_counts))
+        extras = Extras(
+            auxiliary=None if self.auxiliary.is_off else self._auxiliary(index),
+            augmentation=self.augmentation,
+            adversarial=self.adversarial,
+        )
         match self.objective:
             case MaskedItem(mask_share=mask_share):
-                return MaskedItemObjective(encoder, item_loss, mask_share)
+                return MaskedItemObjective(encoder, item_loss, mask_share, extras)
             case NextItem():
-                return NextItemObjective(encoder, item_loss)
+                return NextItemObjective(encoder, item_loss, extras)
 
     def model_of(self, objective: nn.Module) -> ClickformerEncoder:
         """The encoder."""
@@ -110,6 +143,12 @@ class ItemLearning:
     @property
     def _target_actions(self) -> np.ndarray | None:
         return self.store.action_indices(self.target_actions)
+
+    def _auxiliary(self, index: StoreIndex) -> AuxiliaryLosses:
+        num_targets = index.item_counts.sum()
+        rates = TargetRates(num_targets / max(1, index.num_events), num_targets / max(1, index.num_examples.sum()))
+        shape = self.encoder_config
+        return AuxiliaryLosses(self.auxiliary, shape["hidden_size"], shape["num_actions"], rates)
 
     def _encoder(self) -> ClickformerEncoder:
         if self.pretrained_url is None:

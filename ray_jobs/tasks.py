@@ -35,6 +35,9 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         target_actions=settings.target_actions,
         pretrained_url=None,
         trainable=FullEncoder(),
+        auxiliary=settings.pretrain.auxiliary,
+        augmentation=settings.pretrain.augmentation,
+        adversarial=settings.pretrain.adversarial,
     )
 
 
