@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_LEAST_NORM = 1e-30
-"""Below this a gradient has no direction: a user without targets is not moved."""
+_LEAST_NORM = 1e-12
+"""Below this a gradient has no direction: a user without targets is not moved, and squares must not underflow."""
 
 
 def adversarial_loss(loss_at: Callable[[Tensor | None], Tensor], zeros: Tensor, epsilon: float) -> Tensor:

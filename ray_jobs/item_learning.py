@@ -145,8 +145,8 @@ class ItemLearning:
         return self.store.action_indices(self.target_actions)
 
     def _auxiliary(self, index: StoreIndex) -> AuxiliaryLosses:
-        num_targets = index.item_counts.sum()
-        rates = TargetRates(num_targets / max(1, index.num_events), num_targets / max(1, index.num_examples.sum()))
+        num_targets = int(index.item_counts.sum())
+        rates = TargetRates(num_targets / max(1, index.num_events), num_targets / max(1, int(index.num_examples.sum())))
         shape = self.encoder_config
         return AuxiliaryLosses(self.auxiliary, shape["hidden_size"], shape["num_actions"], rates)
 

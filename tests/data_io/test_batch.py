@@ -17,6 +17,7 @@ from data_io.batch import (
     collate,
     merge_batches,
     padding_batch,
+    shifted_actions,
     shifted_targets,
     time_bucket,
 )
@@ -148,6 +149,7 @@ def test_targets_are_the_items_after_each_input(make_sequences: Callable) -> Non
     examples = window_examples(sequences, Cutoffs(validation=50, test=60, end=70), 8)
     assert shifted_targets(sequences, examples, None).tolist() == [[0, 0, 6, 7], [9, 0, 0, 0]]
     assert shifted_targets(sequences, examples, np.array([3])).tolist() == [[0, 0, 6, 0], [9, 0, 0, 0]]
+    assert shifted_actions(sequences, examples).tolist() == [[2, 2, 3, 2], [3, 0, 0, 0]]
 
 
 def test_targets_are_as_wide_as_their_batch(make_sequences: Callable) -> None:
