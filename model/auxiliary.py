@@ -19,6 +19,9 @@ from model.config import AuxiliarySettings
 from model.contrastive import contrastive_losses, make_views
 from model.encoder import ClickformerEncoder, TensorBatch
 
+Losses = dict[str, Tensor]
+"""Summed losses, each times its weight, by their setting."""
+
 
 class TargetRates(NamedTuple):
     """Item targets of the whole training log, by what a loss may be a sum over."""
@@ -50,8 +53,8 @@ class AuxiliaryLosses(nn.Module):
         self.action_head = NextEventHead(hidden_size, num_actions) if settings.next_action else None
         self.time_head = NextEventHead(hidden_size, NUM_TIME_BUCKETS) if settings.time_to_next else None
 
-    def of_events(self, batch: TensorBatch, asked: Tensor, num_events: Tensor) -> Callable[[Tensor], Tensor]:
-        """The summed loss of the next event, its action and the time until it, of states [B, T, D] before the readout.
+    def of_events(self, batch: TensorBatch, asked: Tensor, num_events: Tensor) -> Callable[[Tensor], Losses]:
+        """From states [B, T, D] before the readout to the summed losses of the next action and of the time until it.
 
         Args:
             batch: the windows they are states of.
@@ -59,26 +62,28 @@ class AuxiliaryLosses(nn.Module):
             num_events: how many events these stand for.
         """
         settings, scale = self.settings, self.rates.per_event * num_events / asked.sum().clamp(min=1)
-        tasks: list[tuple[NextEventHead, Tensor, float]] = []
+        tasks: list[tuple[str, NextEventHead, Tensor, float]] = []
         if self.action_head is not None:
-            tasks.append((self.action_head, batch[TARGET_ACTION_INDEX], settings.next_action))
+            tasks.append(("next_action", self.action_head, batch[TARGET_ACTION_INDEX], settings.next_action))
         if self.time_head is not None:
-            tasks.append((self.time_head, batch[ELAPSED], settings.time_to_next))
+            tasks.append(("time_to_next", self.time_head, batch[ELAPSED], settings.time_to_next))
 
-        def loss_of(events: Tensor) -> Tensor:
-            losses = (weight * _class_losses(head(events), target, asked) for head, target, weight in tasks)
-            return scale * sum(losses, events.new_zeros(()))
+        def losses_of(events: Tensor) -> Losses:
+            return {
+                name: scale * weight * _class_losses(head(events), target, asked)
+                for name, head, target, weight in tasks
+            }
 
-        return loss_of
+        return losses_of
 
-    def of_users(self, encoder: ClickformerEncoder, batch: TensorBatch, generator: torch.Generator) -> Tensor:
+    def of_users(self, encoder: ClickformerEncoder, batch: TensorBatch, generator: torch.Generator) -> Losses:
         """Summed contrastive loss of the windows of a batch."""
         settings, real = self.settings, batch[PADDING_MASK].any(dim=1)
         if not settings.contrastive:
-            return torch.zeros((), device=real.device)
+            return {}
         vectors = encoder.user_states(make_views(batch, settings.contrastive_views, generator))
         losses = contrastive_losses(vectors, real, settings.contrastive_temperature)
-        return losses.sum() * settings.contrastive * self.rates.per_window
+        return {"contrastive": losses.sum() * settings.contrastive * self.rates.per_window}
 
 
 def _class_losses(logits: Tensor, targets: Tensor, asked: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Objectives: a batch in, the summed loss of its targets out.
 
 Losses are sums, not means: the engine divides by the number of targets of the whole global batch, so that a loss is
-the same for any number of workers and any padding. Where an objective asks fewer than there are, or learns something
-beside items, it scales its sums to stand for those targets; a contrastive loss alone depends on the micro-batch, from
-which it has its negatives. Each objective is one module, so that ZeRO sees every parameter
-inside a forward pass; and none returns early where a rank has no target, because under ZeRO-3 all ranks must run the
-same modules in the same order.
+the same for any number of workers and any padding. An objective that asks fewer than all of them, or learns something
+beside items, scales its sums to stand for those targets; the contrastive loss alone depends on the micro-batch, from
+which it has its negatives. Each objective is one module, so that ZeRO sees every parameter inside a forward pass; and
+none returns early where a rank has no target, because under ZeRO-3 all ranks must run the same modules in the same
+order.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from data_io.config import SettingsError
 from data_io.schema import FIRST_INDEX
 from model.adversarial import adversarial_loss
 from model.augmentation import Augmented, augment, even_shares
-from model.auxiliary import AuxiliaryLosses
+from model.auxiliary import AuxiliaryLosses, Losses
 from model.config import (
     AugmentationSettings,
     AutoSoftmax,
@@ -111,8 +111,11 @@ class Extras:
     """What an item objective does besides predicting the items of windows as they are."""
 
     auxiliary: AuxiliaryLosses | None = None
+    """What is learned beside items."""
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    """How windows are changed; of next items only."""
     adversarial: float = 0.0
+    """Length of worst steps; 0 takes none."""
 
 
 class ItemObjective(nn.Module):
@@ -127,6 +130,7 @@ class ItemObjective(nn.Module):
         self.auxiliary = extras.auxiliary
         self.augmentation = extras.augmentation
         self.adversarial = extras.adversarial
+        self._parts: Losses = {}
 
     def mixture_loss(
         self,
@@ -134,7 +138,7 @@ class ItemObjective(nn.Module):
         targets: Tensor,
         seed: int,
         num_targets: Tensor | None = None,
-        of_events: Callable[[Tensor], Tensor] | None = None,
+        of_events: Callable[[Tensor], Losses] | None = None,
     ) -> Tensor:
         """Summed loss over positions whose target [B, T] is not 0.
 
@@ -143,7 +147,7 @@ class ItemObjective(nn.Module):
             targets: [B, T] items.
             seed: fixes negatives.
             num_targets: how many targets these stand for; None: themselves.
-            of_events: a loss of the states [B, T, D] before the readout, to be added.
+            of_events: losses of the states [B, T, D] before the readout, to be added.
         """
         scale = 1 if num_targets is None else num_targets / (targets > 0).sum().clamp(min=1)
 
@@ -152,18 +156,29 @@ class ItemObjective(nn.Module):
             events = self.encoder.event_states(**known, perturbation=perturbation)
             states = self.encoder.readout(events, *(inputs[name] for name in READOUT_INPUTS))
             loss = self._loss_of_states(states, inputs, targets, seed) * scale
-            return loss if of_events is None else loss + of_events(events)
+            beside = of_events(events) if of_events is not None else {}
+            if perturbation is None:
+                self._note({"items": loss} | beside)
+            return sum(beside.values(), loss)
 
         if not self.adversarial:
             return loss_at(None)
         zeros = torch.zeros(*targets.shape, self.encoder.config.hidden_size, device=targets.device)
         return adversarial_loss(loss_at, zeros, self.adversarial)
 
-    def contrastive_loss(self, batch: TensorBatch, seed: int) -> Tensor | float:
-        """Summed loss of recognising users by two views of their windows, if that is learned."""
-        if self.auxiliary is None:
-            return 0.0
-        return self.auxiliary.of_users(self.encoder, batch, _generator(seed, _VIEWS))
+    def add_contrast(self, loss: Tensor, batch: TensorBatch, seed: int) -> Tensor:
+        """A summed loss and that of recognising users by two views of their windows, if that is learned."""
+        losses = self.auxiliary.of_users(self.encoder, batch, _generator(seed, _VIEWS)) if self.auxiliary else {}
+        self._note(losses)
+        return sum(losses.values(), loss)
+
+    def take_parts(self) -> dict[str, float]:
+        """What each part of the loss has summed to on this worker since this was last asked, without worst steps."""
+        parts, self._parts = self._parts, {}
+        return {name: float(loss) for name, loss in parts.items()}
+
+    def _note(self, parts: Losses) -> None:
+        self._parts |= {name: self._parts.get(name, 0) + loss.detach() for name, loss in parts.items()}
 
     def _loss_of_states(self, states: Tensor, inputs: TensorBatch, targets: Tensor, seed: int) -> Tensor:
         wanted = targets > 0
@@ -186,7 +201,7 @@ class NextItemObjective(ItemObjective):
             of_events = self.auxiliary.of_events(changed, asked, batch[PADDING_MASK].sum())
         num_targets = None if self.augmentation.is_off else (batch[TARGET_ITEM_INDEX] > 0).sum()
         loss = self.mixture_loss(event_inputs(changed), changed[TARGET_ITEM_INDEX], seed, num_targets, of_events)
-        return loss + self.contrastive_loss(batch, seed)
+        return self.add_contrast(loss, batch, seed)
 
     def _augment(self, batch: TensorBatch, seed: int) -> Augmented:
         if self.augmentation.is_off:
@@ -212,7 +227,7 @@ class MaskedItemObjective(ItemObjective):
         hidden = known & drawn
         inputs = event_inputs(batch) | {"hidden": hidden}
         loss = self.mixture_loss(inputs, torch.where(hidden, items, 0), seed, known.sum())
-        return loss + self.contrastive_loss(batch, seed)
+        return self.add_contrast(loss, batch, seed)
 
 
 def _generator(seed: int, stream: int = 0) -> torch.Generator:

@@ -62,6 +62,7 @@ class ItemLearning:
     auxiliary: AuxiliarySettings = field(default_factory=AuxiliarySettings)
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     adversarial: float = 0.0
+    """Length of worst steps of event vectors; 0 takes none."""
 
     @property
     def length(self) -> int:

@@ -68,7 +68,8 @@ def test_loss_of_the_next_event_is_torch_cross_entropy(
         for row, place in asked.nonzero().tolist()
     )
     found = losses.of_events(batch, asked, torch.tensor(6))(events)
-    torch.testing.assert_close(found, expected * 3.0 * RATES.per_event * 6 / 5)
+    assert list(found) == [name]
+    torch.testing.assert_close(found[name], expected * 3.0 * RATES.per_event * 6 / 5)
 
 
 def test_no_head_sees_the_next_event_or_the_time_until_it(make_encoder: MakeEncoder, make_batch: MakeBatch) -> None:
@@ -174,3 +175,12 @@ def test_contrastive_loss_stands_beside_that_of_either_objective(
         expected = alone(batch, seed=5) + 0.5 * RATES.per_window * losses.sum()
         torch.testing.assert_close(with_users(batch, seed=5), expected)
         assert with_users(batch, seed=5) == with_users(batch, seed=5)
+
+
+def test_the_parts_of_a_loss_are_what_it_sums_to(make_encoder: MakeEncoder, make_batch: MakeBatch) -> None:
+    objective, batch = make_objective(make_encoder(), SETTINGS[-1]), with_actions(make_batch(4, 2))
+    loss = objective(batch, seed=0) + objective(batch, seed=1)
+    parts = objective.take_parts()
+    assert list(parts) == ["items", "next_action", "time_to_next", "contrastive"]
+    assert sum(parts.values()) == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert objective.take_parts() == {}
