@@ -26,15 +26,19 @@ ELAPSED: Final = "elapsed"
 MOMENT: Final = "moment"
 """[B, T] int64: when each event was, microseconds since 1970 UTC; 0 at padding."""
 ASKED_ACTION: Final = "asked_action"
-"""[B, T] int64: in training, the action of the event after each, where a network can be asked by action."""
+"""[B, T] int64: the action of the event that is asked for after each, 0 for any; made by objectives and encoders."""
 PADDING_MASK: Final = "padding_mask"
 """[B, T] bool: True where an event is real."""
 TARGET_ITEM_INDEX: Final = "target_item_index"
 """[B, T] int64: the item to predict at each position; 0 where nothing is asked."""
+TARGET_ACTION_INDEX: Final = "target_action_index"
+"""[B, T] int64: the action of the event after each position; 0 where there is none."""
 OUTCOME: Final = "outcome"
 """[B] float32: the outcome to predict, 0 or 1."""
 FEATURES: Final = "features"
 """[B, F] float32: counts and recency of the whole history (`data_io.features`)."""
+PER_EXAMPLE: Final = (OUTCOME, FEATURES)
+"""Tensors that have no place for each event."""
 
 COLUMN: Final = "column:"
 """Before the name of a further column of the events: [B, T] int64, of text [B, T, K] (`data_io.columns`)."""
@@ -82,10 +86,7 @@ def collate(sequences: Sequences, examples: Examples) -> Batch:
 
 def shifted_targets(sequences: Sequences, examples: Examples, target_actions: np.ndarray | None) -> np.ndarray:
     """[B, T] the item of the event after each input of training windows; 0 where it is not to be predicted."""
-    length = max(1, int((examples.end - examples.start).max(initial=1)))
-    places = examples.start[:, None] + np.arange(length)
-    real = places < examples.end[:, None]
-    following = np.where(real, places + 1, 0)
+    real, following = _following(examples)
     target = sequences.item_index[following].astype(np.int64)
     wanted = real & (target >= FIRST_INDEX)
     if target_actions is not None:
@@ -93,12 +94,18 @@ def shifted_targets(sequences: Sequences, examples: Examples, target_actions: np
     return np.where(wanted, target, PADDING_INDEX)
 
 
-def following_actions(sequences: Sequences, examples: Examples) -> np.ndarray:
+def shifted_actions(sequences: Sequences, examples: Examples) -> np.ndarray:
     """[B, T] the action of the event after each input of training windows; 0 at padding."""
+    real, following = _following(examples)
+    return np.where(real, sequences.action_index[following].astype(np.int64), PADDING_INDEX)
+
+
+def _following(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Which places [B, T] of training windows are real, and the event after each of them."""
     length = max(1, int((examples.end - examples.start).max(initial=1)))
     places = examples.start[:, None] + np.arange(length)
     real = places < examples.end[:, None]
-    return np.where(real, sequences.action_index[np.where(real, places + 1, 0)].astype(np.int64), PADDING_INDEX)
+    return real, np.where(real, places + 1, 0)
 
 
 def merge_batches(batches: list[Batch]) -> Batch:
@@ -108,7 +115,7 @@ def merge_batches(batches: list[Batch]) -> Batch:
 
 
 def _widen(name: str, array: np.ndarray, length: int) -> np.ndarray:
-    if name in (OUTCOME, FEATURES):
+    if name in PER_EXAMPLE:
         return array
     return np.pad(array, ((0, 0), (0, length - array.shape[1]), *((0, 0) for _ in array.shape[2:])))
 

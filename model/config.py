@@ -163,6 +163,48 @@ class TrainingSettings(SettingsModel):
     """Most users in the validation after each epoch, a fixed sample."""
 
 
+class AugmentationSettings(SettingsModel):
+    """How windows are changed at random; a share of 0 leaves them as they are."""
+
+    crop: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a window's events that is cut away, so that a random contiguous part is left."""
+    mask: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a window's items that are shown as unknown; what followed them is asked all the same."""
+    reorder: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a window's events, one span of them, whose order is shuffled; nothing is asked inside it."""
+
+    @property
+    def is_off(self) -> bool:
+        """Whether windows stay as they are."""
+        return not (self.crop or self.mask or self.reorder)
+
+
+class AuxiliarySettings(SettingsModel):
+    """Weights of what is learned beside items, each a mean loss like theirs; 0 is off and costs nothing."""
+
+    next_action: float = Field(default=0.0, ge=0)
+    """Weight of predicting the action of the next event; next_item only."""
+    time_to_next: float = Field(default=0.0, ge=0)
+    """Weight of predicting the time bucket until the next event; next_item only."""
+    contrastive: float = Field(default=0.0, ge=0)
+    """Weight of recognising a user's vector of one view of a window by that of another view."""
+    contrastive_temperature: float = Field(default=0.1, gt=0)
+    """What cosines of user vectors are divided by; the smaller, the more the nearest other users count."""
+    contrastive_views: AugmentationSettings = AugmentationSettings(crop=0.4, mask=0.3, reorder=0.3)
+    """How a view differs from its window: by one of these, drawn for each window."""
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is learned beside items."""
+        return not (self.next_action or self.time_to_next or self.contrastive)
+
+    @model_validator(mode="after")
+    def _check(self) -> "AuxiliarySettings":
+        if self.contrastive and self.contrastive_views.is_off:
+            raise ValueError("contrastive compares two views: give contrastive_views a share of crop, mask or reorder")
+        return self
+
+
 class PretrainSettings(SettingsModel):
     """Self-supervised pretraining."""
 
@@ -174,10 +216,29 @@ class PretrainSettings(SettingsModel):
     """The loss over items."""
     windows_per_user: int | None = Field(default=None, ge=1)
     """Newest windows of encoder.sequence_length events of a user that an epoch trains on; None: the whole history."""
+    auxiliary: AuxiliarySettings = AuxiliarySettings()
+    """What is learned beside items."""
+    augmentation: AugmentationSettings = AugmentationSettings()
+    """How training windows are changed at random; next_item only."""
+    adversarial: float = Field(default=0.0, ge=0)
+    """Length of the step by which each user's event vectors are moved where the loss grows fastest; 0 is off."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Learning rate and its schedule."""
     training: TrainingSettings = TrainingSettings()
     """Length, batch and sharding."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "PretrainSettings":
+        if not isinstance(self.objective, MaskedItem):
+            return self
+        if self.auxiliary.next_action or self.auxiliary.time_to_next:
+            raise ValueError(
+                "objective masked_item sees the next event, so auxiliary.next_action and auxiliary.time_to_next would "
+                "be given away; set them to 0, or use objective next_item"
+            )
+        if not self.augmentation.is_off:
+            raise ValueError("augmentation is for objective next_item; masked_item has a mask_share of its own")
+        return self
 
 
 class NextItemTask(SettingsModel):

@@ -34,6 +34,8 @@ from model.repeat import RepeatChoice, mix_scores
 from model.transformer import BlockKind, FeedForward, make_block
 
 EMBEDDING_STD = 0.02
+READOUT_INPUTS = (ELAPSED, ASKED_ACTION)
+"""Inputs that only the readout knows: states before it do not depend on them."""
 
 TensorBatch = dict[str, Tensor]
 EncoderInputs = dict[str, Any]
@@ -176,16 +178,42 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             columns: [B, T] or [B, T, K] further columns of the events, by name; None: there are none.
             asked_action: [B, T] action of what is asked for at each event; None: any.
         """
+        known = (item_index, action_index, gap, moment, padding_mask, hidden, columns)
+        return self.read_out(self.event_states(*known), elapsed, asked_action)
+
+    def event_states(
+        self,
+        item_index: Tensor,
+        action_index: Tensor,
+        gap: Tensor,
+        moment: Tensor,
+        padding_mask: Tensor,
+        hidden: Tensor | None = None,
+        columns: Mapping[str, Tensor] | None = None,
+        perturbation: Tensor | None = None,
+    ) -> Tensor:
+        """A state [B, T, D] at every event before the readout, which knows nothing of the event that is asked for.
+
+        Args:
+            item_index, action_index, gap, moment, padding_mask, hidden, columns: as in `forward`.
+            perturbation: [B, T, D] what the event vectors are moved by (adversarial training).
+        """
         items = self.item_table(item_index)
         if self.further_inputs is not None:
             items = items + self.further_inputs(moment, padding_mask, columns or {})
         vectors = self.event_embedding(items, action_index, gap, hidden)
+        if perturbation is not None:
+            vectors = vectors + perturbation
         if self.places is not None:
             vectors = vectors + self.places(torch.arange(item_index.shape[1], device=item_index.device))
         for block in self.blocks:
             vectors = block(vectors, padding_mask, moment)
+        return vectors
+
+    def read_out(self, events: Tensor, elapsed: Tensor, asked_action: Tensor | None = None) -> Tensor:
+        """From states [B, T, D] of events, by what is asked, to states that are held against item vectors."""
         asked = torch.zeros_like(elapsed) if asked_action is None else asked_action
-        states = self.readout(vectors, elapsed, asked)
+        states = self.readout(events, elapsed, asked)
         temperature = self.config.temperature
         return states if temperature is None else F.normalize(states, dim=-1) / temperature
 

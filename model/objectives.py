@@ -1,31 +1,63 @@
 """Objectives: a batch in, the summed loss of its targets out.
 
 Losses are sums, not means: the engine divides by the number of targets of the whole global batch, so that a loss is
-the same for any number of workers and any padding. Each objective is one module, so that ZeRO sees every parameter
-inside a forward pass; and none returns early where a rank has no target, because under ZeRO-3 all ranks must run the
-same modules in the same order.
+the same for any number of workers and any padding. An objective that asks fewer than all of them, or learns something
+beside items, scales its sums to stand for those targets; the contrastive loss alone depends on the micro-batch, from
+which it has its negatives. Each objective is one module, so that ZeRO sees every parameter inside a forward pass; and
+none returns early where a rank has no target, because under ZeRO-3 all ranks must run the same modules in the same
+order.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_io.batch import ACTION_INDEX, ASKED_ACTION, ITEM_INDEX, OUTCOME, PADDING_MASK, TARGET_ITEM_INDEX
+from data_io.batch import (
+    ACTION_INDEX,
+    ASKED_ACTION,
+    ELAPSED,
+    ITEM_INDEX,
+    OUTCOME,
+    PADDING_MASK,
+    TARGET_ACTION_INDEX,
+    TARGET_ITEM_INDEX,
+)
 from data_io.config import SettingsError
 from data_io.inputs import OwnInput
-from data_io.schema import FIRST_INDEX
-from model.config import AutoSoftmax, BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
-from model.encoder import ClickformerEncoder, EncoderInputs, TensorBatch, choosable_events, event_inputs
+from data_io.schema import FIRST_INDEX, PADDING_INDEX
+from model.adversarial import adversarial_loss
+from model.augmentation import Augmented, augment, even_shares
+from model.auxiliary import AuxiliaryLosses, Losses
+from model.config import (
+    AugmentationSettings,
+    AutoSoftmax,
+    BinaryLoss,
+    FullSoftmax,
+    SampledSoftmax,
+    SoftmaxSettings,
+)
+from model.encoder import (
+    READOUT_INPUTS,
+    ClickformerEncoder,
+    EncoderInputs,
+    TensorBatch,
+    choosable_events,
+    event_inputs,
+)
 from model.heads import ClickformerForOutcome
 from model.losses import Correction, gbce_exponent, generalised_bce_loss, sampled_softmax_loss
 from model.negatives import NegativeSampler
 from model.repeat import mix_losses
 
 _ASKED_SHARE = 0.5
-_ASKED_SEED = 0x6173_6B65
-"""Changes a seed (torch takes 32 bits), so that what is asked does not go with what is hidden or drawn by it."""
+_STREAM = 0x9E37_79B1
+"""Distance between the seeds of what is drawn for different purposes; torch takes their last 32 bits only."""
+WINDOWS, VIEWS, ASKED = 1, 2, 3
+"""Streams of random numbers of one seed; negatives and what is hidden have stream 0."""
 
 
 class Objective(Protocol):
@@ -99,22 +131,91 @@ def ask_for_some(actions: Tensor, seed: int) -> Tensor:
 
     So one network learns what comes next, and what comes next by action.
     """
-    drawn = torch.rand(actions.shape, generator=torch.Generator().manual_seed(seed ^ _ASKED_SEED))
-    return torch.where(drawn.to(actions.device) < _ASKED_SHARE, actions, 0)
+    drawn = torch.rand(actions.shape, generator=generator_of(seed, ASKED)).to(actions.device)
+    return torch.where(drawn < _ASKED_SHARE, actions, PADDING_INDEX)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What an item objective does besides predicting the items of windows as they are."""
+
+    auxiliary: AuxiliaryLosses | None = None
+    """What is learned beside items."""
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    """How windows are changed; of next items only."""
+    adversarial: float = 0.0
+    """Length of worst steps; 0 takes none."""
 
 
 class ItemObjective(nn.Module):
     """What item objectives share: the encoder, and the loss of choosing anew, mixed with choosing again if it can."""
 
-    def __init__(self, encoder: ClickformerEncoder, item_loss: ItemLoss) -> None:
+    def __init__(self, encoder: ClickformerEncoder, item_loss: ItemLoss, extras: Extras | None = None) -> None:
         super().__init__()
         check_repeats(item_loss.softmax, encoder.repeat_choice is not None)
+        extras = extras or Extras()
         self.encoder = encoder
         self.item_loss = item_loss
+        self.auxiliary = extras.auxiliary
+        self.augmentation = extras.augmentation
+        self.adversarial = extras.adversarial
+        self._parts: Losses = {}
 
-    def mixture_loss(self, inputs: EncoderInputs, targets: Tensor, seed: int) -> Tensor:
-        """Summed loss over positions whose target [B, T] is not 0."""
-        states = self.encoder(**inputs)
+    def ask(self, inputs: EncoderInputs, actions: Tensor, seed: int) -> EncoderInputs:
+        """Inputs that ask for some of the actions [B, T] of targets, if the encoder can be asked."""
+        if OwnInput.ASKED_ACTION not in self.encoder.config.inputs:
+            return inputs
+        return inputs | {ASKED_ACTION: ask_for_some(actions, seed)}
+
+    def mixture_loss(
+        self,
+        inputs: EncoderInputs,
+        targets: Tensor,
+        seed: int,
+        num_targets: Tensor | None = None,
+        of_events: Callable[[Tensor], Losses] | None = None,
+    ) -> Tensor:
+        """Summed loss over positions whose target [B, T] is not 0.
+
+        Args:
+            inputs: of the encoder.
+            targets: [B, T] items.
+            seed: fixes negatives.
+            num_targets: how many targets these stand for; None: themselves.
+            of_events: losses of the states [B, T, D] before the readout, to be added.
+        """
+        scale = 1 if num_targets is None else num_targets / (targets > 0).sum().clamp(min=1)
+
+        def loss_at(perturbation: Tensor | None) -> Tensor:
+            known = {name: tensor for name, tensor in inputs.items() if name not in READOUT_INPUTS}
+            events = self.encoder.event_states(**known, perturbation=perturbation)
+            states = self.encoder.read_out(events, inputs[ELAPSED], inputs.get(ASKED_ACTION))
+            loss = self._loss_of_states(states, inputs, targets, seed) * scale
+            beside = of_events(events) if of_events is not None else {}
+            if perturbation is None:
+                self._note({"items": loss} | beside)
+            return sum(beside.values(), loss)
+
+        if not self.adversarial:
+            return loss_at(None)
+        zeros = torch.zeros(*targets.shape, self.encoder.config.hidden_size, device=targets.device)
+        return adversarial_loss(loss_at, zeros, self.adversarial)
+
+    def add_contrast(self, loss: Tensor, batch: TensorBatch, seed: int) -> Tensor:
+        """A summed loss and that of recognising users by two views of their windows, if that is learned."""
+        losses = self.auxiliary.of_users(self.encoder, batch, generator_of(seed, VIEWS)) if self.auxiliary else {}
+        self._note(losses)
+        return sum(losses.values(), loss)
+
+    def take_parts(self) -> dict[str, float]:
+        """What each part of the loss has summed to on this worker since this was last asked, without worst steps."""
+        parts, self._parts = self._parts, {}
+        return {name: float(loss) for name, loss in parts.items()}
+
+    def _note(self, parts: Losses) -> None:
+        self._parts |= {name: self._parts.get(name, 0) + loss.detach() for name, loss in parts.items()}
+
+    def _loss_of_states(self, states: Tensor, inputs: EncoderInputs, targets: Tensor, seed: int) -> Tensor:
         wanted = targets > 0
         anew = self.item_loss(self.encoder, states[wanted], targets[wanted], seed)
         if self.encoder.repeat_choice is None:
@@ -128,32 +229,49 @@ class NextItemObjective(ItemObjective):
     """Predict the item of the event after each position (Kang and McAuley 2018, "SASRec")."""
 
     def forward(self, batch: TensorBatch, seed: int) -> Tensor:
-        """Summed loss over positions whose target is not 0."""
-        inputs = event_inputs(batch)
-        if OwnInput.ASKED_ACTION in self.encoder.config.inputs:
-            inputs[ASKED_ACTION] = ask_for_some(batch[ASKED_ACTION], seed)
-        return self.mixture_loss(inputs, batch[TARGET_ITEM_INDEX], seed)
+        """Summed loss over positions whose target is not 0; those of changed windows stand for all of the batch."""
+        changed, asked = self._augment(batch, seed)
+        of_events = None
+        if self.auxiliary is not None:
+            of_events = self.auxiliary.of_events(changed, asked, batch[PADDING_MASK].sum())
+        num_targets = None if self.augmentation.is_off else (batch[TARGET_ITEM_INDEX] > 0).sum()
+        inputs = event_inputs(changed)
+        if TARGET_ACTION_INDEX in changed:
+            inputs = self.ask(inputs, changed[TARGET_ACTION_INDEX], seed)
+        loss = self.mixture_loss(inputs, changed[TARGET_ITEM_INDEX], seed, num_targets, of_events)
+        return self.add_contrast(loss, batch, seed)
+
+    def _augment(self, batch: TensorBatch, seed: int) -> Augmented:
+        if self.augmentation.is_off:
+            return Augmented(batch, batch[PADDING_MASK])
+        shares = even_shares(self.augmentation, len(batch[PADDING_MASK]))
+        return augment(batch, shares, generator_of(seed, WINDOWS))
 
 
 class MaskedItemObjective(ItemObjective):
     """Hide some items of a window and predict them from both sides (Sun et al. 2019, "BERT4Rec")."""
 
-    def __init__(self, encoder: ClickformerEncoder, item_loss: ItemLoss, mask_share: float) -> None:
-        super().__init__(encoder, item_loss)
+    def __init__(
+        self, encoder: ClickformerEncoder, item_loss: ItemLoss, mask_share: float, extras: Extras | None = None
+    ) -> None:
+        super().__init__(encoder, item_loss, extras)
         self.mask_share = mask_share
 
     def forward(self, batch: TensorBatch, seed: int) -> Tensor:
         """Summed loss over hidden positions, scaled to stand for all known items of the batch."""
         items = batch[ITEM_INDEX]
         known = batch[PADDING_MASK] & (items >= FIRST_INDEX)
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.rand(items.shape, generator=generator).to(items.device) < self.mask_share
+        drawn = torch.rand(items.shape, generator=generator_of(seed)).to(items.device) < self.mask_share
         hidden = known & drawn
         inputs = event_inputs(batch) | {"hidden": hidden}
-        if OwnInput.ASKED_ACTION in self.encoder.config.inputs:
-            inputs[ASKED_ACTION] = ask_for_some(torch.where(hidden, batch[ACTION_INDEX], 0), seed)
-        loss = self.mixture_loss(inputs, torch.where(hidden, items, 0), seed)
-        return loss * (known.sum() / hidden.sum().clamp(min=1))
+        inputs = self.ask(inputs, torch.where(hidden, batch[ACTION_INDEX], PADDING_INDEX), seed)
+        loss = self.mixture_loss(inputs, torch.where(hidden, items, 0), seed, known.sum())
+        return self.add_contrast(loss, batch, seed)
+
+
+def generator_of(seed: int, stream: int = 0) -> torch.Generator:
+    """A generator on the CPU; its streams are far from each other."""
+    return torch.Generator().manual_seed(seed ^ (stream * _STREAM & 0xFFFF_FFFF))
 
 
 class OutcomeObjective(nn.Module):

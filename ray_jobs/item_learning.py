@@ -1,6 +1,6 @@
 """Learning items: which one comes next, or which one is hidden."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from data_io.batch import (
-    ASKED_ACTION,
     ITEM_INDEX,
     PADDING_MASK,
+    TARGET_ACTION_INDEX,
     TARGET_ITEM_INDEX,
     Batch,
     collate,
-    following_actions,
     padding_batch,
+    shifted_actions,
     shifted_targets,
 )
 from data_io.examples import Examples, next_item_examples, window_examples
@@ -25,12 +25,22 @@ from data_io.scores import seen_pairs
 from data_io.sequences import Sequences
 from data_io.splits import Split, history_ends
 from data_io.store import SequenceStore
+from model.auxiliary import AuxiliaryLosses, TargetRates
 from model.checkpoint import load_model
-from model.config import FrozenEncoder, FullEncoder, MaskedItem, NextItem, SoftmaxSettings, TopLayers
+from model.config import (
+    AugmentationSettings,
+    AuxiliarySettings,
+    FrozenEncoder,
+    FullEncoder,
+    MaskedItem,
+    NextItem,
+    SoftmaxSettings,
+    TopLayers,
+)
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import free_parameters
 from model.metrics import ndcg_at
-from model.objectives import ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
+from model.objectives import Extras, ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
 from model.scoring import iter_batches, rank_items
 from model.topk import exclude_items, target_ranks
 from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, count_items, describe_split
@@ -55,6 +65,10 @@ class ItemLearning:
     pretrained_url: str | None
     """Encoder to start from; None: a fresh one."""
     trainable: FrozenEncoder | TopLayers | FullEncoder
+    auxiliary: AuxiliarySettings = field(default_factory=AuxiliarySettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    adversarial: float = 0.0
+    """Length of worst steps of event vectors; 0 takes none."""
 
     @property
     def length(self) -> int:
@@ -66,10 +80,10 @@ class ItemLearning:
         return window_examples(sequences, self.split, self.length, self.windows_per_user)
 
     def make_batch(self, sequences: Sequences, examples: Examples) -> Batch:
-        """Windows and, at each event, the item after it, with its action where that can be asked for."""
+        """Windows and, at each event, the item after it, with its action where that is asked for or learned."""
         targets = {TARGET_ITEM_INDEX: shifted_targets(sequences, examples, self._trained_actions)}
-        if self._can_be_asked:
-            targets[ASKED_ACTION] = following_actions(sequences, examples)
+        if self._needs_actions:
+            targets[TARGET_ACTION_INDEX] = shifted_actions(sequences, examples)
         return collate(sequences, examples) | targets
 
     def count(self, sequences: Sequences, examples: Examples) -> StoreIndex:
@@ -77,14 +91,16 @@ class ItemLearning:
         ends = history_ends(sequences, self.split, "validation")
         size = self.encoder_config["vocabulary_size"]
         counts = count_items(sequences, ends, size, self._trained_actions)
+        begins = sequences.starts
         if self.windows_per_user is not None:
             begins = np.maximum(ends - self.windows_per_user * self.length, sequences.starts)
             counts -= count_items(sequences, begins, size, self._trained_actions)
-        return StoreIndex(num_examples=np.array([len(examples)]), item_counts=counts)
+        num_events = int((ends - begins).sum())
+        return StoreIndex(num_examples=np.array([len(examples)]), item_counts=counts, num_events=num_events)
 
     def empty_batch(self) -> Batch:
         """One row of padding."""
-        names = (TARGET_ITEM_INDEX, ASKED_ACTION) if self._can_be_asked else (TARGET_ITEM_INDEX,)
+        names = (TARGET_ITEM_INDEX, TARGET_ACTION_INDEX) if self._needs_actions else (TARGET_ITEM_INDEX,)
         return padding_batch(1, self.store.columns) | {name: np.zeros((1, 1), np.int64) for name in names}
 
     def num_targets(self, batch: Batch) -> int:
@@ -97,11 +113,16 @@ class ItemLearning:
         """The objective, its encoder fresh or pretrained."""
         encoder = self._encoder()
         item_loss = ItemLoss(self.softmax, torch.tensor(index.item_counts))
+        extras = Extras(
+            auxiliary=None if self.auxiliary.is_off else self._auxiliary(index),
+            augmentation=self.augmentation,
+            adversarial=self.adversarial,
+        )
         match self.objective:
             case MaskedItem(mask_share=mask_share):
-                return MaskedItemObjective(encoder, item_loss, mask_share)
+                return MaskedItemObjective(encoder, item_loss, mask_share, extras)
             case NextItem():
-                return NextItemObjective(encoder, item_loss)
+                return NextItemObjective(encoder, item_loss, extras)
 
     def model_of(self, objective: nn.Module) -> ClickformerEncoder:
         """The encoder."""
@@ -139,6 +160,10 @@ class ItemLearning:
         return OwnInput.ASKED_ACTION in self.encoder_config["inputs"]
 
     @property
+    def _needs_actions(self) -> bool:
+        return self._can_be_asked or self.auxiliary.next_action > 0
+
+    @property
     def _trained_actions(self) -> np.ndarray | None:
         """Actions whose items are targets in training: any may be hidden, and any may be asked for by its action."""
         only_wanted = isinstance(self.objective, NextItem) and not self._can_be_asked
@@ -147,6 +172,12 @@ class ItemLearning:
     @property
     def _target_actions(self) -> np.ndarray | None:
         return self.store.action_indices(self.target_actions)
+
+    def _auxiliary(self, index: StoreIndex) -> AuxiliaryLosses:
+        num_targets = int(index.item_counts.sum())
+        rates = TargetRates(num_targets / max(1, index.num_events), num_targets / max(1, int(index.num_examples.sum())))
+        shape = self.encoder_config
+        return AuxiliaryLosses(self.auxiliary, shape["hidden_size"], shape["num_actions"], rates)
 
     def _encoder(self) -> ClickformerEncoder:
         if self.pretrained_url is None:

@@ -35,6 +35,8 @@ class StoreIndex:
     """[num_buckets] training examples."""
     item_counts: np.ndarray
     """[V] events of each item in training history, of the actions that are to be predicted."""
+    num_events: int = 0
+    """Events of training history, of any action."""
     feature_sums: np.ndarray = field(default_factory=lambda: np.zeros((3, len(FEATURE_NAMES))))
     """[3, F] number, sum and sum of squares of scaled features over training examples."""
 

@@ -41,6 +41,9 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         exclude_seen=settings.evaluation.exclude_seen,
         pretrained_url=None,
         trainable=FullEncoder(),
+        auxiliary=settings.pretrain.auxiliary,
+        augmentation=settings.pretrain.augmentation,
+        adversarial=settings.pretrain.adversarial,
     )
 
 

@@ -19,6 +19,7 @@ from data_io.order import EpochOrder
 from model.checkpoint import TrainPosition, resume, save_checkpoint, save_model
 from model.config import OptimizerSettings, TrainingSettings
 from model.engine import TrainEngine, accumulation_steps
+from model.objectives import ItemObjective
 from ray_jobs.learning import Learning, StoreIndex, rank_buckets, sample_validation
 from ray_jobs.progress import Progress, say
 
@@ -93,14 +94,14 @@ class Trainer:
         every = self.run.training.checkpoint_every_steps
         num_steps = order.num_steps * self.run.training.num_epochs
         progress = Progress(f"{self.run.name}: epoch {position.epoch + 1}", order.num_steps - position.step, "steps")
-        num_events, loss_sum, num_done = 0, 0.0, 0
+        num_events, num_targets, loss_sum, num_done = 0, 0, 0.0, 0
         for step, batches in enumerate(self.loader.steps(order, self.place, position.step), start=position.step):
             global_step = position.epoch * order.num_steps + step
             weight = sum(self.run.learning.num_targets(batch) for batch in batches)
             seed = self.run.seed * _STEPS_PER_SEED + global_step * self.place.accumulation
             result = self.engine.step(batches, weight, seed, global_step, num_steps)
             num_events += sum(int(batch["padding_mask"].sum()) for batch in batches)
-            loss_sum, num_done = loss_sum + result.loss, num_done + 1
+            num_targets, loss_sum, num_done = num_targets + weight, loss_sum + result.loss, num_done + 1
             if self.place.rank == 0:
                 rate = num_events * self.place.world_size / max(progress.seconds, 1e-9)
                 progress.advance(note=f"loss {loss_sum / num_done:.4f}, {rate:,.0f} events/s")
@@ -111,6 +112,7 @@ class Trainer:
                 )
         if num_done:
             self._record(position.epoch, loss_sum / num_done, num_events * self.place.world_size / progress.seconds)
+            self._record_parts(position.epoch, num_targets)
 
     def _validate(self, position: TrainPosition) -> TrainPosition:
         began = time.monotonic()
@@ -150,6 +152,16 @@ class Trainer:
 
     def _record(self, epoch: int, loss: float, events_per_s: float) -> None:
         self._write_tensorboard(epoch, {"loss/train": loss, "speed/events_per_s": events_per_s})
+
+    def _record_parts(self, epoch: int, num_targets: int) -> None:
+        """Tell what the loss is made of, where it is of more than items; the figures are the first worker's own."""
+        objective = self.engine.module
+        parts = objective.take_parts() if isinstance(objective, ItemObjective) else {}
+        if len(parts) > 1:
+            means = {name: loss / max(1, num_targets) for name, loss in parts.items()}
+            said = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+            self._say(f"epoch {epoch + 1}: loss of {said}")
+            self._write_tensorboard(epoch, {f"loss/{name}": mean for name, mean in means.items()})
 
     def _record_metric(self, epoch: int, name: str, metric: float) -> None:
         self._write_tensorboard(epoch, {f"validation/{name}": metric})

@@ -118,12 +118,19 @@ def count_store(learning: Learning) -> StoreIndex:
     num_examples = np.zeros(num_buckets, np.int64)
     items: np.ndarray | int = 0
     features: np.ndarray | int = 0
+    num_events = 0
     progress = Progress("counting examples", num_buckets, "buckets")
     for bucket, part in map_buckets(count, range(num_buckets)):
         num_examples[bucket] = part.num_examples[0]
         items, features = items + part.item_counts, features + part.feature_sums
+        num_events += part.num_events
         progress.advance()
-    return StoreIndex(num_examples=num_examples, item_counts=np.asarray(items), feature_sums=np.asarray(features))
+    return StoreIndex(
+        num_examples=num_examples,
+        item_counts=np.asarray(items),
+        num_events=num_events,
+        feature_sums=np.asarray(features),
+    )
 
 
 def _run_workers(run: TrainRun, cluster: ClusterSettings) -> None:

@@ -18,9 +18,9 @@ from data_io.batch import (
     TARGET_ITEM_INDEX,
     Batch,
     collate,
-    following_actions,
     merge_batches,
     padding_batch,
+    shifted_actions,
     shifted_targets,
     time_bucket,
 )
@@ -202,8 +202,8 @@ def one_history() -> Examples:
 def test_following_actions_are_those_of_the_targets(make_sequences: Callable) -> None:
     sequences = make_sequences([(0, 5), (1, 0, 3), (2, 1, 1)], [(0, 8), (1, 9, 3)])
     examples = window_examples(sequences, Cutoffs(validation=50, test=60, end=70), 8)
-    assert following_actions(sequences, examples).tolist() == [[3, 1], [3, 0]]
-    assert following_actions(sequences, examples.take(np.zeros(0, np.int64))).shape == (0, 1)
+    assert shifted_actions(sequences, examples).tolist() == [[3, 1], [3, 0]]
+    assert shifted_actions(sequences, examples.take(np.zeros(0, np.int64))).shape == (0, 1)
 
 
 def test_targets_are_the_items_after_each_input(make_sequences: Callable) -> None:
@@ -211,6 +211,7 @@ def test_targets_are_the_items_after_each_input(make_sequences: Callable) -> Non
     examples = window_examples(sequences, Cutoffs(validation=50, test=60, end=70), 8)
     assert shifted_targets(sequences, examples, None).tolist() == [[0, 0, 6, 7], [9, 0, 0, 0]]
     assert shifted_targets(sequences, examples, np.array([3])).tolist() == [[0, 0, 6, 0], [9, 0, 0, 0]]
+    assert shifted_actions(sequences, examples).tolist() == [[2, 2, 3, 2], [3, 0, 0, 0]]
 
 
 def test_targets_are_as_wide_as_their_batch(make_sequences: Callable) -> None:

@@ -10,10 +10,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data_io.batch import ACTION_INDEX, ASKED_ACTION, COLUMN, ELAPSED, GAP, MOMENT, PADDING_MASK, Batch
+from data_io.batch import (
+    ACTION_INDEX,
+    ASKED_ACTION,
+    COLUMN,
+    ELAPSED,
+    GAP,
+    MOMENT,
+    PADDING_MASK,
+    TARGET_ACTION_INDEX,
+    Batch,
+)
 from data_io.columns import TOKENS_PER_TEXT
 from model.config import FullSoftmax
-from model.encoder import ClickformerEncoder, EncoderInputs, event_inputs
+from model.encoder import ClickformerEncoder, event_inputs
 from model.engine import to_tensors
 from model.event_inputs import CalendarEmbedding, ColumnEmbedding, TextEmbedding
 from model.objectives import ItemLoss, MaskedItemObjective, NextItemObjective, ask_for_some
@@ -183,12 +193,14 @@ def test_in_training_the_following_action_is_asked_for(
 ) -> None:
     encoder = make_encoder(inputs=ALL)
     batch = to_tensors(make_wide_batch(4, 6), CPU)
-    batch[ASKED_ACTION] = torch.where(batch[PADDING_MASK], 2, 0)
+    actions = torch.where(batch[PADDING_MASK], 2, 0)
+    batch[TARGET_ACTION_INDEX] = actions
     seen: list[torch.Tensor] = []
     encoder.readout.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
-    loss = NextItemObjective(encoder, ItemLoss(FullSoftmax(), torch.ones(12)))(batch, seed=4)
-    assert loss.isfinite()
-    assert torch.equal(seen[0], ask_for_some(batch[ASKED_ACTION], 4))
+    objective = NextItemObjective(encoder, ItemLoss(FullSoftmax(), torch.ones(12)))
+    assert objective(batch, seed=4).isfinite()
+    assert torch.equal(seen[0], objective.ask({}, actions, seed=4)[ASKED_ACTION])
+    assert 0 < (seen[0] > 0).sum() < (actions > 0).sum(), "some, not all"
 
 
 def test_a_hidden_event_is_asked_for_by_its_own_action(
@@ -196,10 +208,11 @@ def test_a_hidden_event_is_asked_for_by_its_own_action(
 ) -> None:
     encoder = make_encoder(inputs=ALL, attention="bidirectional")
     batch = to_tensors(make_wide_batch(6, 6, 6, 6), CPU)
-    given: list[EncoderInputs] = []
-    encoder.register_forward_pre_hook(lambda _, args, inputs: given.append(inputs), with_kwargs=True)
+    seen: list[torch.Tensor] = []
+    encoder.event_embedding.register_forward_pre_hook(lambda _, given: seen.append(given[3]))
+    encoder.readout.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
     MaskedItemObjective(encoder, ItemLoss(FullSoftmax(), torch.ones(12)), 0.5)(batch, seed=4)
-    hidden, asked = given[0]["hidden"], given[0][ASKED_ACTION]
+    hidden, asked = seen
     assert not asked[~hidden].any()
     assert 0 < (asked > 0).sum() < hidden.sum(), "some of the hidden, not all"
     assert torch.equal(asked[asked > 0], batch[ACTION_INDEX][asked > 0])

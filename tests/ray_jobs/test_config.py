@@ -97,6 +97,28 @@ def test_an_unknown_kind_is_answered_with_the_known_ones() -> None:
     assert all(word in message for word in ("'tim'", "'time'", "'leave_one_out'"))
 
 
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"auxiliary": {"next_action": 0.1}}, "masked_item sees the next event"),
+        ({"auxiliary": {"time_to_next": 0.1}}, "set them to 0, or use objective next_item"),
+        ({"augmentation": {"crop": 0.1}}, "masked_item has a mask_share of its own"),
+    ],
+)
+def test_masked_items_refuse_what_would_give_the_answer_away(section: dict[str, Any], words: str) -> None:
+    assert words in explain_content(pretrain={"objective": {"kind": "masked_item"}} | section)
+
+
+def test_masked_items_take_what_gives_nothing_away() -> None:
+    section = {"objective": {"kind": "masked_item"}, "auxiliary": {"contrastive": 0.1}, "adversarial": 1.0}
+    assert Settings.model_validate({"pretrain": section}).pretrain.adversarial == 1.0
+
+
+def test_two_views_must_be_able_to_differ() -> None:
+    message = explain_content(pretrain={"auxiliary": {"contrastive": 0.1, "contrastive_views": {}}})
+    assert message.startswith("pretrain.auxiliary: contrastive compares two views: give contrastive_views a share")
+
+
 def test_a_wrong_value_is_told_with_its_setting_and_rule() -> None:
     message = explain_content(encoder={"num_heads": 0})
     assert message == "encoder.num_heads: Input should be greater than or equal to 1 (found 0)"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from data_io.batch import ASKED_ACTION, COLUMN, TARGET_ITEM_INDEX, Batch, merge_batches
+from data_io.batch import COLUMN, TARGET_ACTION_INDEX, TARGET_ITEM_INDEX, Batch, merge_batches
 from data_io.buckets import BucketWriter
 from data_io.columns import missing_column
 from data_io.config import SettingsError
@@ -114,12 +114,12 @@ def test_what_can_be_asked_for_trains_on_every_action_and_validates_on_wanted_on
     every = pretraining(make_settings(), wide_store, SPLIT)
     assert batch[TARGET_ITEM_INDEX].tolist() == batch_of(every)[1][TARGET_ITEM_INDEX].tolist()
     assert count_bucket(learning, sequences).item_counts.tolist() == count_bucket(every, sequences).item_counts.tolist()
-    assert set(batch[ASKED_ACTION][batch[TARGET_ITEM_INDEX] > 0].tolist()) == {2, BUY}
+    assert set(batch[TARGET_ACTION_INDEX][batch[TARGET_ITEM_INDEX] > 0].tolist()) == {2, BUY}
     validation = learning.validation_examples(sequences)
     assert (validation.row.tolist(), validation.target.tolist()) == ([1], [5])
     only = pretraining(make_settings(target_actions=["buy"]), wide_store, SPLIT)
     assert only.num_targets(batch_of(only)[1]) == 2, "as ever where it cannot be asked"
-    assert ASKED_ACTION not in batch_of(only)[1]
+    assert TARGET_ACTION_INDEX not in batch_of(only)[1]
 
 
 @pytest.mark.parametrize(("actions", "asked"), [(["buy"], BUY), (["buy", "view"], 0), (None, 0)])
