@@ -29,6 +29,12 @@ class EncoderSettings(SettingsModel):
     it anyway), or by a vector for each place."""
     repeats: bool = True
     """Whether items a user had are chosen again by a path of their own; off where nobody gets an item twice."""
+    item_features: tuple[str, ...] = ()
+    """What of the store's item table an item's vector is made of besides its id: title, category, brand, price_bucket,
+    and names of items.features."""
+    item_id_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of items that a training step knows by item_features alone, so that they suffice for items without events;
+    nothing without item_features."""
 
     @model_validator(mode="after")
     def _check(self) -> "EncoderSettings":

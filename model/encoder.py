@@ -5,6 +5,7 @@ of prediction, so that a basket's next line and next week's visit are different 
 does not depend on padding or on the other users of a batch.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,9 +14,12 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, MOMENT, NUM_TIME_BUCKETS, PADDING_MASK
+from data_io.config import SettingsError
 from data_io.schema import FIRST_INDEX
+from data_io.side.features import ItemFeatures
 from model.attention import SelfAttention
 from model.embedding import EventEmbedding, ItemTable
+from model.item_features import FeaturedItemTable, make_item_table
 from model.repeat import RepeatChoice, mix_scores
 from model.transformer import BlockKind, FeedForward, make_block
 
@@ -43,6 +47,8 @@ class ClickformerConfig(PreTrainedConfig):
         positions: Literal["rotary", "learned"] = "rotary",
         repeats: bool = True,
         num_features: int = 0,
+        item_features: Sequence[dict[str, Any]] = (),
+        item_id_dropout: float = 0.1,
         **kwargs: Any,  # Hugging Face's own fields, which it passes on when it loads config.json
     ) -> None:
         self.vocabulary_size = vocabulary_size
@@ -57,6 +63,8 @@ class ClickformerConfig(PreTrainedConfig):
         self.positions = positions
         self.repeats = repeats
         self.num_features = num_features
+        self.item_features = list(item_features)
+        self.item_id_dropout = item_id_dropout
         super().__init__(**kwargs)
 
 
@@ -85,7 +93,7 @@ class ClickformerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Embedding | ItemTable):
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag | ItemTable):
             nn.init.normal_(module.weight, std=EMBEDDING_STD)
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -96,7 +104,8 @@ class ClickformerPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-        if isinstance(module, ItemTable) or (isinstance(module, nn.Embedding) and module.padding_idx is not None):
+        is_table = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
+        if is_table or isinstance(module, ItemTable):
             _zero_padding_row(module.weight)
 
 
@@ -106,7 +115,9 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
     def __init__(self, config: ClickformerConfig) -> None:
         super().__init__(config)
         causal = config.attention == "causal"
-        self.item_table = ItemTable(config.vocabulary_size, config.hidden_size)
+        self.item_table = make_item_table(
+            config.vocabulary_size, config.hidden_size, config.item_features, config.item_id_dropout
+        )
         self.event_embedding = EventEmbedding(config.hidden_size, config.num_actions, config.dropout)
         # One place more than events: that of the question asked after the last of them.
         learned = config.positions == "learned"
@@ -136,19 +147,35 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         moment: Tensor,
         padding_mask: Tensor,
         hidden: Tensor | None = None,
+        seed: int | None = None,
     ) -> Tensor:
         """A state [B, T, D] at every event, to be held against item vectors.
 
         Args:
             item_index, action_index, gap, elapsed, moment, padding_mask: [B, T], see `data_io.batch`.
             hidden: [B, T] True where item and action are to be guessed (masked-item training).
+            seed: fixes which items are known by their features alone in training; None: none.
         """
-        vectors = self.event_embedding(self.item_table(item_index), action_index, gap, hidden)
+        vectors = self.event_embedding(self.item_table(item_index, seed=seed), action_index, gap, hidden)
         if self.places is not None:
             vectors = vectors + self.places(torch.arange(item_index.shape[1], device=item_index.device))
         for block in self.blocks:
             vectors = block(vectors, padding_mask, moment)
         return self.readout(vectors, elapsed)
+
+    def add_items(self, features: ItemFeatures) -> None:
+        """Take in items that came up since training, known by their features alone; their indices come next.
+
+        Args:
+            features: of the new items, after padding and unknown.
+
+        Raises:
+            SettingsError: the encoder reads no features.
+        """
+        if not isinstance(self.item_table, FeaturedItemTable):
+            raise SettingsError("this encoder knows items by their id alone, and cannot take in new ones")
+        self.item_table.extend(features)
+        self.config.vocabulary_size = len(self.item_table.weight)
 
     def user_states(self, batch: TensorBatch) -> Tensor:
         """[B, D] the vector of each user at the moment of prediction."""

@@ -32,21 +32,29 @@ class Objective(Protocol):
 
 
 class ItemLoss(nn.Module):
-    """What a state costs that is held against its target item: one of `model.losses`, as the settings say."""
+    """What a state costs that is held against its target item: one of `model.losses`, as the settings say.
 
-    def __init__(self, softmax: SoftmaxSettings, item_counts: Tensor) -> None:
+    Args:
+        softmax: which one.
+        item_counts: [V] how often each item is a target in training.
+        candidates: [C] items that may be negatives; None: all.
+    """
+
+    def __init__(self, softmax: SoftmaxSettings, item_counts: Tensor, candidates: Tensor | None = None) -> None:
         super().__init__()
-        self.num_items = len(item_counts) - FIRST_INDEX
+        self.num_items = len(item_counts) - FIRST_INDEX if candidates is None else len(candidates)
         self.softmax = _by_size(softmax, self.num_items) if isinstance(softmax, AutoSoftmax) else softmax
-        self.sampler = _make_sampler(self.softmax, item_counts)
+        self.sampler = _make_sampler(self.softmax, item_counts, candidates)
 
     def forward(self, encoder: ClickformerEncoder, states: Tensor, targets: Tensor, seed: int) -> Tensor:
         """Loss [P] of states [P, D] with targets [P]."""
         if isinstance(self.softmax, FullSoftmax):
-            return encoder.item_table(states=states, targets=targets, label_smoothing=self.softmax.label_smoothing)
+            smoothing = self.softmax.label_smoothing
+            return encoder.item_table(states=states, targets=targets, label_smoothing=smoothing, seed=seed)
         assert self.sampler is not None
         pool = self.sampler(targets, torch.Generator().manual_seed(seed))
-        positives, negatives = encoder.item_table(torch.cat([targets, pool.items])).tensor_split([len(targets)])
+        vectors = encoder.item_table(torch.cat([targets, pool.items]), seed=seed)
+        positives, negatives = vectors.tensor_split([len(targets)])
         if isinstance(self.softmax, BinaryLoss):
             exponent = gbce_exponent(self.softmax.num_negatives, self.num_items, self.softmax.calibration)
             return generalised_bce_loss(states, positives, negatives, pool.items == targets[:, None], exponent)
@@ -65,14 +73,16 @@ def _by_size(softmax: AutoSoftmax, num_items: int) -> FullSoftmax | SampledSoftm
     )
 
 
-def _make_sampler(softmax: FullSoftmax | SampledSoftmax | BinaryLoss, item_counts: Tensor) -> NegativeSampler | None:
+def _make_sampler(
+    softmax: FullSoftmax | SampledSoftmax | BinaryLoss, item_counts: Tensor, candidates: Tensor | None
+) -> NegativeSampler | None:
     match softmax:
         case FullSoftmax():
             return None
         case SampledSoftmax(num_uniform=num_uniform, num_in_batch=num_in_batch):
-            return NegativeSampler(num_uniform, num_in_batch, item_counts)
+            return NegativeSampler(num_uniform, num_in_batch, item_counts, candidates)
         case BinaryLoss(num_negatives=num_negatives):
-            return NegativeSampler(num_negatives, 0, item_counts)
+            return NegativeSampler(num_negatives, 0, item_counts, candidates)
 
 
 def check_repeats(softmax: SoftmaxSettings, repeats: bool) -> None:
@@ -99,7 +109,7 @@ class ItemObjective(nn.Module):
 
     def mixture_loss(self, inputs: TensorBatch, targets: Tensor, seed: int) -> Tensor:
         """Summed loss over positions whose target [B, T] is not 0."""
-        states = self.encoder(**inputs)
+        states = self.encoder(**inputs, seed=seed)
         wanted = targets > 0
         anew = self.item_loss(self.encoder, states[wanted], targets[wanted], seed)
         if self.encoder.repeat_choice is None:

@@ -21,6 +21,7 @@ from model.metrics import ndcg_at
 from model.objectives import ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
 from model.scoring import iter_batches, rank_items
 from model.topk import target_ranks
+from ray_jobs.item_features import tell_features
 from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, count_items
 
 VALIDATION_K = 10
@@ -58,8 +59,10 @@ class ItemLearning:
         """The examples, and how often each item is a target: by that, negatives of a batch are corrected."""
         ends = history_ends(sequences, self.split, "validation")
         actions = self._target_actions if isinstance(self.objective, NextItem) else None  # any known item may be hidden
-        counts = count_items(sequences, ends, self.encoder_config["vocabulary_size"], actions)
-        return StoreIndex(num_examples=np.array([len(examples)]), item_counts=counts)
+        size = self.encoder_config["vocabulary_size"]
+        counts = count_items(sequences, ends, size, actions)
+        events = count_items(sequences, ends, size) if self.encoder_config.get("item_features") else np.zeros(0, int)
+        return StoreIndex(num_examples=np.array([len(examples)]), item_counts=counts, item_events=events)
 
     def empty_batch(self) -> Batch:
         """One row of padding."""
@@ -73,8 +76,8 @@ class ItemLearning:
 
     def build(self, index: StoreIndex) -> nn.Module:
         """The objective, its encoder fresh or pretrained."""
-        encoder = self._encoder()
-        item_loss = ItemLoss(self.softmax, torch.tensor(index.item_counts))
+        encoder = self._encoder(index)
+        item_loss = ItemLoss(self.softmax, torch.tensor(index.item_counts), encoder.item_table.items_with_events)
         match self.objective:
             case MaskedItem(mask_share=mask_share):
                 return MaskedItemObjective(encoder, item_loss, mask_share)
@@ -111,9 +114,11 @@ class ItemLearning:
     def _target_actions(self) -> np.ndarray | None:
         return self.store.action_indices(self.target_actions)
 
-    def _encoder(self) -> ClickformerEncoder:
+    def _encoder(self, index: StoreIndex) -> ClickformerEncoder:
         if self.pretrained_url is None:
-            return ClickformerEncoder(ClickformerConfig(**self.encoder_config))
+            encoder = ClickformerEncoder(ClickformerConfig(**self.encoder_config))
+            tell_features(encoder, self.store, index.item_events)
+            return encoder
         encoder = load_model(self.pretrained_url).encoder
         free_parameters(encoder, self.trainable)
         return encoder

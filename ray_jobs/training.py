@@ -112,13 +112,20 @@ def count_store(learning: Learning) -> StoreIndex:
     num_buckets = learning.store.num_buckets
     num_examples = np.zeros(num_buckets, np.int64)
     items: np.ndarray | int = 0
+    events: np.ndarray | int = 0
     features: np.ndarray | int = 0
     progress = Progress("counting examples", num_buckets, "buckets")
     for bucket, part in map_buckets(count, range(num_buckets)):
         num_examples[bucket] = part.num_examples[0]
         items, features = items + part.item_counts, features + part.feature_sums
+        events = events + part.item_events
         progress.advance()
-    return StoreIndex(num_examples=num_examples, item_counts=np.asarray(items), feature_sums=np.asarray(features))
+    return StoreIndex(
+        num_examples=num_examples,
+        item_counts=np.asarray(items),
+        item_events=np.asarray(events),
+        feature_sums=np.asarray(features),
+    )
 
 
 def _run_workers(run: TrainRun, cluster: ClusterSettings) -> None:
