@@ -46,8 +46,7 @@ class ItemTable(nn.Module):
         if states is None:
             raise ValueError("ItemTable needs item_index or states")
         if targets is not None:
-            vectors, places = self._rivals(targets, seed)
-            return catalogue_loss(states, vectors, places, label_smoothing)
+            return self._losses(states, targets, label_smoothing, seed)
         scores = F.linear(states, self._catalogue()).float()
         unreal = torch.arange(scores.shape[-1], device=scores.device) < FIRST_INDEX
         return scores.masked_fill(unreal, float("-inf"))
@@ -65,9 +64,9 @@ class ItemTable(nn.Module):
         """[V, D] vectors of all items."""
         return self.weight
 
-    def _rivals(self, targets: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
-        """Vectors [N, D] that targets [P] are held against, padding and unknown first, and the targets' places [P]."""
-        return self.weight, targets
+    def _losses(self, states: Tensor, targets: Tensor, label_smoothing: float, seed: int | None) -> Tensor:
+        """[P] losses of states [P, D] against all items that are known by events."""
+        return catalogue_loss(states, self.weight, targets, label_smoothing)
 
 
 class EventEmbedding(nn.Module):

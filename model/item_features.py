@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from data_io.schema import FIRST_INDEX, PADDING_INDEX, UNKNOWN_INDEX
 from data_io.side.features import ItemFeature, ItemFeatures
 from model.embedding import ItemTable
+from model.losses import dot, even_score, log_partition
 
 _APART_FROM_NEGATIVES = 1 << 40
 """Added to the seed, so that ids are not dropped by the numbers that draw negatives."""
@@ -143,13 +144,16 @@ class FeaturedItemTable(ItemTable):
             self._kept = state, self._compose(everything, None)
         return self._kept[1]
 
-    def _rivals(self, targets: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
-        """Items with events, and the targets themselves: a target without any must not be above a probability of 1."""
-        counts = self.has_events.clone()
-        counts[:FIRST_INDEX] = True
-        counts[targets] = True
-        items = counts.nonzero()[:, 0]
-        return self._compose(items, seed), torch.searchsorted(items, targets)
+    def _losses(self, states: Tensor, targets: Tensor, label_smoothing: float, seed: int | None) -> Tensor:
+        """As `catalogue_loss`, over items with events; a target without any is beside them where it is the target."""
+        items = F.pad(self.has_events[FIRST_INDEX:], (FIRST_INDEX, 0), value=True).nonzero()[:, 0]
+        vectors = self._compose(items, seed)
+        scores = dot(states, self._vectors(targets, seed))
+        against = log_partition(states, vectors, first=FIRST_INDEX)
+        losses = torch.where(self.has_events[targets], against, torch.logaddexp(against, scores)) - scores
+        if label_smoothing:
+            losses = losses + label_smoothing * (scores - even_score(states, vectors[FIRST_INDEX:]))
+        return losses.masked_fill(targets < FIRST_INDEX, float("inf"))
 
     @property
     def _may_keep(self) -> bool:
