@@ -204,18 +204,26 @@ class SequenceStore:
         parts = self.read_parts(bucket)
         return pa.concat_tables([part.filter(_is_in(part.column(USER_ID), user_ids)) for part in parts])
 
-    def read_items(self) -> pa.Table:
+    def read_items(self, columns: list[str] | None = None) -> pa.Table:
         """What the shop knows of the items, in the order of the vocabulary: row r is the item of index r + 2.
+
+        Args:
+            columns: those wanted, of those that there are; None: all.
 
         Raises:
             SettingsError: the store was built without an item table.
         """
-        if not self.manifest.get("items"):
-            raise SettingsError(f"{self.url} has no item table; give items.path when it is built")
-        table = storage.read_parquet(storage.join(self.url, self.manifest["items"]["file"]["name"]))
+        self.check_items()
+        url = storage.join(self.url, self.manifest["items"]["file"]["name"])
+        table = storage.read_parquet(url, columns=columns)
         numbers = self.item_table.with_row_index("row").filter(pl.col(ITEM_INDEX) >= FIRST_INDEX).sort(ITEM_INDEX)
         rows = numbers["row"].to_numpy()[: len(self.vocabulary.item_ids)].astype(np.int64)
         return table.take(pa.array(rows))
+
+    def check_items(self) -> None:
+        """Fail where the store was built without an item table, with a SettingsError."""
+        if not self.manifest.get("items"):
+            raise SettingsError(f"{self.url} has no item table; give items.path when it is built")
 
     def read_user_table(self, bucket: int, user_ids: pa.Array, *, include_sensitive: bool = False) -> pa.Table:
         """What the shop knows of users of a bucket, in their order: in_table, and attributes or null.

@@ -38,6 +38,12 @@ class EncoderSettings(SettingsModel):
     or to the moment of prediction), asked_action (which action is asked for: then all actions train, and target_actions
     are asked for where that is one), calendar (hour and weekday, UTC), and columns of the store: session_id, query,
     price, quantity, rating and those of events.features. Block hstu knows times anyway."""
+    item_features: tuple[str, ...] = ()
+    """What of the store's item table an item's vector is made of besides its id: title, category, brand, price_bucket,
+    and names of items.features."""
+    item_id_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of items that a training step knows by item_features alone, so that they suffice for items without events;
+    nothing without item_features."""
 
     @model_validator(mode="after")
     def _check(self) -> "EncoderSettings":

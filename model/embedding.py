@@ -30,6 +30,7 @@ class ItemTable(nn.Module):
         states: Tensor | None = None,
         targets: Tensor | None = None,
         label_smoothing: float = 0.0,
+        seed: int | None = None,
     ) -> Tensor:
         """Vectors of items, or scores of all items, or losses against all items, by what is given.
 
@@ -39,23 +40,41 @@ class ItemTable(nn.Module):
                 never recommended.
             targets: [P] an item for each of states [P, D]; gives losses [P], see `model.losses.catalogue_loss`.
             label_smoothing: of these losses.
+            seed: fixes what a table draws at random in training; None: nothing is drawn.
 
         Raises:
             ValueError: neither items nor states are given.
         """
         if item_index is not None:
-            return F.embedding(item_index, self.weight, padding_idx=PADDING_INDEX)
+            return self._vectors(item_index, seed)
         if states is None:
             raise ValueError("ItemTable needs item_index or states")
         if targets is not None:
-            return catalogue_loss(states, self.compared(self.weight), targets, label_smoothing)
-        scores = F.linear(states, self.compared(self.weight)).float()
+            return self._losses(states, targets, label_smoothing, seed)
+        scores = F.linear(states, self.compared(self._catalogue())).float()
         unreal = torch.arange(scores.shape[-1], device=scores.device) < FIRST_INDEX
         return scores.masked_fill(unreal, float("-inf"))
 
     def compared(self, vectors: Tensor) -> Tensor:
         """Item vectors [..., D] as states are held against them: of length 1 where that is by cosine."""
         return F.normalize(vectors, dim=-1) if self.cosine else vectors
+
+    @property
+    def items_with_events(self) -> Tensor | None:
+        """[N] items that training knows by events, for negatives to be drawn from; None: all of them."""
+        return None
+
+    def _vectors(self, item_index: Tensor, seed: int | None) -> Tensor:
+        """[..., D] vectors of items."""
+        return F.embedding(item_index, self.weight, padding_idx=PADDING_INDEX)
+
+    def _catalogue(self) -> Tensor:
+        """[V, D] vectors of all items."""
+        return self.weight
+
+    def _losses(self, states: Tensor, targets: Tensor, label_smoothing: float, seed: int | None) -> Tensor:
+        """[P] losses of states [P, D] against all items that are known by events."""
+        return catalogue_loss(states, self.compared(self.weight), targets, label_smoothing)
 
 
 class EventEmbedding(nn.Module):

@@ -6,7 +6,7 @@ asked for, if any. Invariants: a user's vector does not depend on padding or on 
 state depends on no later event, save in the readout on when the next one comes (elapsed) and its action (if asked).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,11 +25,14 @@ from data_io.batch import (
     NUM_TIME_BUCKETS,
     PADDING_MASK,
 )
+from data_io.config import SettingsError
 from data_io.inputs import DEFAULT_INPUTS, OWN, OwnInput
 from data_io.schema import FIRST_INDEX, PADDING_INDEX
+from data_io.side.features import ItemFeatures
 from model.attention import SelfAttention
 from model.embedding import EventEmbedding, ItemTable
 from model.event_inputs import FurtherInputs, has_further
+from model.item_features import FeaturedItemTable, make_item_table
 from model.repeat import RepeatChoice, mix_scores
 from model.transformer import BlockKind, FeedForward, make_block
 
@@ -64,6 +67,8 @@ class ClickformerConfig(PreTrainedConfig):
         num_features: int = 0,
         inputs: dict[str, str] | None = None,  # None: of a model saved before there was a choice
         asked_action: int = PADDING_INDEX,
+        item_features: Sequence[dict[str, Any]] = (),
+        item_id_dropout: float = 0.1,
         **kwargs: Any,  # Hugging Face's own fields, which it passes on when it loads config.json
     ) -> None:
         self.vocabulary_size = vocabulary_size
@@ -81,6 +86,8 @@ class ClickformerConfig(PreTrainedConfig):
         self.num_features = num_features
         self.inputs = dict.fromkeys(DEFAULT_INPUTS, OWN) if inputs is None else dict(inputs)
         self.asked_action = asked_action
+        self.item_features = list(item_features)
+        self.item_id_dropout = item_id_dropout
         super().__init__(**kwargs)
 
 
@@ -115,7 +122,7 @@ class ClickformerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Embedding | ItemTable):
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag | ItemTable):
             nn.init.normal_(module.weight, std=EMBEDDING_STD)
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -126,7 +133,8 @@ class ClickformerPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-        if isinstance(module, ItemTable) or (isinstance(module, nn.Embedding) and module.padding_idx is not None):
+        is_table = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
+        if is_table or isinstance(module, ItemTable):
             _zero_padding_row(module.weight)
 
 
@@ -136,7 +144,13 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
     def __init__(self, config: ClickformerConfig) -> None:
         super().__init__(config)
         causal = config.attention == "causal"
-        self.item_table = ItemTable(config.vocabulary_size, config.hidden_size, cosine=config.temperature is not None)
+        self.item_table = make_item_table(
+            config.vocabulary_size,
+            config.hidden_size,
+            config.item_features,
+            config.item_id_dropout,
+            cosine=config.temperature is not None,
+        )
         self.event_embedding = EventEmbedding(config.hidden_size, config.num_actions, config.dropout, config.inputs)
         self.further_inputs = FurtherInputs(config.hidden_size, config.inputs) if has_further(config.inputs) else None
         # One place more than events: that of the question asked after the last of them.
@@ -191,14 +205,16 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         hidden: Tensor | None = None,
         columns: Mapping[str, Tensor] | None = None,
         perturbation: Tensor | None = None,
+        seed: int | None = None,
     ) -> Tensor:
         """A state [B, T, D] at every event before the readout, which knows nothing of the event that is asked for.
 
         Args:
             item_index, action_index, gap, moment, padding_mask, hidden, columns: as in `forward`.
             perturbation: [B, T, D] what the event vectors are moved by (adversarial training).
+            seed: fixes which items are known by their features alone in training; None: none.
         """
-        items = self.item_table(item_index)
+        items = self.item_table(item_index, seed=seed)
         if self.further_inputs is not None:
             items = items + self.further_inputs(moment, padding_mask, columns or {})
         vectors = self.event_embedding(items, action_index, gap, hidden)
@@ -216,6 +232,20 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         states = self.readout(events, elapsed, asked)
         temperature = self.config.temperature
         return states if temperature is None else F.normalize(states, dim=-1) / temperature
+
+    def add_items(self, features: ItemFeatures) -> None:
+        """Take in items that came up since training, known by their features alone; their indices come next.
+
+        Args:
+            features: of the new items, after padding and unknown.
+
+        Raises:
+            SettingsError: the encoder reads no features.
+        """
+        if not isinstance(self.item_table, FeaturedItemTable):
+            raise SettingsError("this encoder knows items by their id alone, and cannot take in new ones")
+        self.item_table.extend(features)
+        self.config.vocabulary_size = len(self.item_table.weight)
 
     def user_states(self, batch: TensorBatch) -> Tensor:
         """[B, D] the vector of each user at the moment of prediction."""

@@ -29,11 +29,17 @@ class NegativeSampler(nn.Module):
     share: Tensor
     """[V] share of each item among all events."""
 
-    def __init__(self, num_uniform: int, num_in_batch: int, item_counts: Tensor) -> None:
+    candidates: Tensor | None
+    """[C] items that even draws are from; None: the whole catalogue."""
+
+    def __init__(
+        self, num_uniform: int, num_in_batch: int, item_counts: Tensor, candidates: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.num_uniform = num_uniform
         self.num_in_batch = num_in_batch
         self.register_buffer("share", item_counts.float() / item_counts.sum().clamp(min=1), persistent=False)
+        self.register_buffer("candidates", candidates, persistent=False)
 
     def forward(self, targets: Tensor, generator: torch.Generator) -> Negatives:
         """A pool for targets [P].
@@ -42,12 +48,19 @@ class NegativeSampler(nn.Module):
         adds to the pool, another item can expect only the rest.
         """
         device, num_targets = targets.device, len(targets)
-        pool = [torch.randint(FIRST_INDEX, len(self.share), (self.num_uniform,), generator=generator).to(device)]
+        pool = [self._draw_evenly(generator).to(device)]
         from_others = 0.0
         if num_targets and self.num_in_batch:
             places = torch.randint(num_targets, (self.num_in_batch,), generator=generator)
             pool.append(targets[places.to(device)])
             from_others = self.num_in_batch * (1 - 1 / num_targets)
         items = torch.cat(pool)
-        evenly = self.num_uniform / (len(self.share) - FIRST_INDEX)
+        num_candidates = len(self.share) - FIRST_INDEX if self.candidates is None else len(self.candidates)
+        evenly = self.num_uniform / num_candidates
         return Negatives(items, torch.log(evenly + from_others * self.share[items]), self.num_uniform)
+
+    def _draw_evenly(self, generator: torch.Generator) -> Tensor:
+        if self.candidates is None:
+            return torch.randint(FIRST_INDEX, len(self.share), (self.num_uniform,), generator=generator)
+        places = torch.randint(len(self.candidates), (self.num_uniform,), generator=generator)
+        return self.candidates[places.to(self.candidates.device)]

@@ -52,12 +52,9 @@ from model.heads import ClickformerForOutcome
 from model.losses import Correction, gbce_exponent, generalised_bce_loss, sampled_softmax_loss
 from model.negatives import NegativeSampler
 from model.repeat import mix_losses
+from model.streams import ASKED, VIEWS, WINDOWS, generator_of
 
 _ASKED_SHARE = 0.5
-_STREAM = 0x9E37_79B1
-"""Distance between the seeds of what is drawn for different purposes; torch takes their last 32 bits only."""
-WINDOWS, VIEWS, ASKED = 1, 2, 3
-"""Streams of random numbers of one seed; negatives and what is hidden have stream 0."""
 
 
 class Objective(Protocol):
@@ -69,21 +66,28 @@ class Objective(Protocol):
 
 
 class ItemLoss(nn.Module):
-    """What a state costs that is held against its target item: one of `model.losses`, as the settings say."""
+    """What a state costs that is held against its target item: one of `model.losses`, as the settings say.
 
-    def __init__(self, softmax: SoftmaxSettings, item_counts: Tensor) -> None:
+    Args:
+        softmax: which one.
+        item_counts: [V] how often each item is a target in training.
+        candidates: [C] items that may be negatives; None: all.
+    """
+
+    def __init__(self, softmax: SoftmaxSettings, item_counts: Tensor, candidates: Tensor | None = None) -> None:
         super().__init__()
-        self.num_items = len(item_counts) - FIRST_INDEX
+        self.num_items = len(item_counts) - FIRST_INDEX if candidates is None else len(candidates)
         self.softmax = _by_size(softmax, self.num_items) if isinstance(softmax, AutoSoftmax) else softmax
-        self.sampler = _make_sampler(self.softmax, item_counts)
+        self.sampler = _make_sampler(self.softmax, item_counts, candidates)
 
     def forward(self, encoder: ClickformerEncoder, states: Tensor, targets: Tensor, seed: int) -> Tensor:
         """Loss [P] of states [P, D] with targets [P]."""
         if isinstance(self.softmax, FullSoftmax):
-            return encoder.item_table(states=states, targets=targets, label_smoothing=self.softmax.label_smoothing)
+            smoothing = self.softmax.label_smoothing
+            return encoder.item_table(states=states, targets=targets, label_smoothing=smoothing, seed=seed)
         assert self.sampler is not None
         pool = self.sampler(targets, torch.Generator().manual_seed(seed))
-        vectors = encoder.item_table(torch.cat([targets, pool.items]))
+        vectors = encoder.item_table(torch.cat([targets, pool.items]), seed=seed)
         positives, negatives = encoder.item_table.compared(vectors).tensor_split([len(targets)])
         if isinstance(self.softmax, BinaryLoss):
             exponent = gbce_exponent(self.softmax.num_negatives, self.num_items, self.softmax.calibration)
@@ -103,14 +107,16 @@ def _by_size(softmax: AutoSoftmax, num_items: int) -> FullSoftmax | SampledSoftm
     )
 
 
-def _make_sampler(softmax: FullSoftmax | SampledSoftmax | BinaryLoss, item_counts: Tensor) -> NegativeSampler | None:
+def _make_sampler(
+    softmax: FullSoftmax | SampledSoftmax | BinaryLoss, item_counts: Tensor, candidates: Tensor | None
+) -> NegativeSampler | None:
     match softmax:
         case FullSoftmax():
             return None
         case SampledSoftmax(num_uniform=num_uniform, num_in_batch=num_in_batch):
-            return NegativeSampler(num_uniform, num_in_batch, item_counts)
+            return NegativeSampler(num_uniform, num_in_batch, item_counts, candidates)
         case BinaryLoss(num_negatives=num_negatives):
-            return NegativeSampler(num_negatives, 0, item_counts)
+            return NegativeSampler(num_negatives, 0, item_counts, candidates)
 
 
 def check_repeats(softmax: SoftmaxSettings, repeats: bool) -> None:
@@ -188,7 +194,7 @@ class ItemObjective(nn.Module):
 
         def loss_at(perturbation: Tensor | None) -> Tensor:
             known = {name: tensor for name, tensor in inputs.items() if name not in READOUT_INPUTS}
-            events = self.encoder.event_states(**known, perturbation=perturbation)
+            events = self.encoder.event_states(**known, perturbation=perturbation, seed=seed)
             states = self.encoder.read_out(events, inputs[ELAPSED], inputs.get(ASKED_ACTION))
             loss = self._loss_of_states(states, inputs, targets, seed) * scale
             beside = of_events(events) if of_events is not None else {}
@@ -267,11 +273,6 @@ class MaskedItemObjective(ItemObjective):
         inputs = self.ask(inputs, torch.where(hidden, batch[ACTION_INDEX], PADDING_INDEX), seed)
         loss = self.mixture_loss(inputs, torch.where(hidden, items, 0), seed, known.sum())
         return self.add_contrast(loss, batch, seed)
-
-
-def generator_of(seed: int, stream: int = 0) -> torch.Generator:
-    """A generator on the CPU; its streams are far from each other."""
-    return torch.Generator().manual_seed(seed ^ (stream * _STREAM & 0xFFFF_FFFF))
 
 
 class OutcomeObjective(nn.Module):

@@ -43,6 +43,7 @@ from model.metrics import ndcg_at
 from model.objectives import Extras, ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
 from model.scoring import iter_batches, rank_items
 from model.topk import exclude_items, target_ranks
+from ray_jobs.item_features import tell_features
 from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, count_items, describe_split
 
 VALIDATION_K = 10
@@ -95,8 +96,14 @@ class ItemLearning:
         if self.windows_per_user is not None:
             begins = np.maximum(ends - self.windows_per_user * self.length, sequences.starts)
             counts -= count_items(sequences, begins, size, self._trained_actions)
-        num_events = int((ends - begins).sum())
-        return StoreIndex(num_examples=np.array([len(examples)]), item_counts=counts, num_events=num_events)
+        return StoreIndex(
+            num_examples=np.array([len(examples)]),
+            item_counts=counts,
+            num_events=int((ends - begins).sum()),
+            item_events=count_items(sequences, ends, size)
+            if self.encoder_config["item_features"]
+            else np.zeros(0, int),
+        )
 
     def empty_batch(self) -> Batch:
         """One row of padding."""
@@ -111,8 +118,8 @@ class ItemLearning:
 
     def build(self, index: StoreIndex) -> nn.Module:
         """The objective, its encoder fresh or pretrained."""
-        encoder = self._encoder()
-        item_loss = ItemLoss(self.softmax, torch.tensor(index.item_counts))
+        encoder = self._encoder(index)
+        item_loss = ItemLoss(self.softmax, torch.tensor(index.item_counts), encoder.item_table.items_with_events)
         extras = Extras(
             auxiliary=None if self.auxiliary.is_off else self._auxiliary(index),
             augmentation=self.augmentation,
@@ -179,9 +186,11 @@ class ItemLearning:
         shape = self.encoder_config
         return AuxiliaryLosses(self.auxiliary, shape["hidden_size"], shape["num_actions"], rates)
 
-    def _encoder(self) -> ClickformerEncoder:
+    def _encoder(self, index: StoreIndex) -> ClickformerEncoder:
         if self.pretrained_url is None:
-            return ClickformerEncoder(ClickformerConfig(**self.encoder_config))
+            encoder = ClickformerEncoder(ClickformerConfig(**self.encoder_config))
+            tell_features(encoder, self.store, index.item_events)
+            return encoder
         encoder = load_model(self.pretrained_url).encoder
         free_parameters(encoder, self.trainable)
         encoder.config.asked_action = self.encoder_config["asked_action"]

@@ -37,6 +37,8 @@ class StoreIndex:
     """[V] events of each item in training history, of the actions that are to be predicted."""
     num_events: int = 0
     """Events of training history, of any action."""
+    item_events: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[V] events of each item in training history, of any action; empty where items are known by their id alone."""
     feature_sums: np.ndarray = field(default_factory=lambda: np.zeros((3, len(FEATURE_NAMES))))
     """[3, F] number, sum and sum of squares of scaled features over training examples."""
 

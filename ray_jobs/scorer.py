@@ -29,6 +29,7 @@ from model.heads import ClickformerForOutcome
 from model.popularity import GROUPS, popularity_groups
 from model.scoring import iter_batches, outcome_probabilities, rank_items
 from model.topk import exclude_items, target_ranks, top_k
+from ray_jobs.item_features import with_new_items
 
 RANKER, NUM_LISTED = "ranker", "num_listed"
 HISTORIES = "(histories)"
@@ -56,8 +57,8 @@ class Scorer:
     def __init__(self, run: ScoreRun) -> None:
         self.run = run
         self.device = _device()
-        self.recommender = _loaded(run.recommender_url, self.device)
-        self.tasks = {name: _loaded(url, self.device) for name, url in run.task_urls.items()}
+        self.recommender = _loaded(run.recommender_url, self.device, run.store)
+        self.tasks = {name: _loaded(url, self.device, run.store) for name, url in run.task_urls.items()}
         self.store = _with_inputs(
             run.store, [self.recommender.encoder, *(task.encoder for task in self.tasks.values())]
         )
@@ -129,8 +130,8 @@ class Evaluator:
     def __init__(self, run: EvaluationRun) -> None:
         self.run = run
         self.device = _device()
-        self.models = {name: _loaded(url, self.device).encoder for name, url in run.model_urls.items()}
-        self.tasks = {name: _loaded(url, self.device) for name, url in run.task_urls.items()}
+        self.models = {name: _loaded(url, self.device, run.store).encoder for name, url in run.model_urls.items()}
+        self.tasks = {name: _loaded(url, self.device, run.store) for name, url in run.task_urls.items()}
         self.baselines = Baselines(run.baselines, self.device)
         self.groups = popularity_groups(run.training_events)
 
@@ -242,8 +243,8 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _loaded(url: str, device: torch.device) -> SavedModel:
-    saved = load_model(url)
+def _loaded(url: str, device: torch.device, store: SequenceStore) -> SavedModel:
+    saved = with_new_items(load_model(url), store)
     torch.nn.Module.to(saved.model, device)
     return saved
 

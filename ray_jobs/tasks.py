@@ -12,6 +12,7 @@ from model.config import EncoderSettings, FullEncoder, MaskedItem, NextItem, Nex
 from model.heads import free_parameters
 from model.objectives import check_repeats
 from ray_jobs.config import Settings
+from ray_jobs.item_features import find_features
 from ray_jobs.item_learning import ItemLearning
 from ray_jobs.learning import Learning, check_vocabulary
 from ray_jobs.outcome_learning import OutcomeLearning
@@ -24,6 +25,7 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         raise SettingsError("encoder.block gru sees only what was before; masked_item needs transformer or ligr")
     config = settings.encoder.model_dump() | {
         "vocabulary_size": store.vocabulary.size,
+        "item_features": find_features(store, settings.encoder.item_features),
         "num_actions": len(store.actions) + FIRST_INDEX,
         "attention": "bidirectional" if masked else "causal",
         "inputs": with_kinds(settings.encoder.inputs, store.event_columns),

@@ -117,6 +117,7 @@ def count_store(learning: Learning) -> StoreIndex:
     num_buckets = learning.store.num_buckets
     num_examples = np.zeros(num_buckets, np.int64)
     items: np.ndarray | int = 0
+    events: np.ndarray | int = 0
     features: np.ndarray | int = 0
     num_events = 0
     progress = Progress("counting examples", num_buckets, "buckets")
@@ -124,11 +125,13 @@ def count_store(learning: Learning) -> StoreIndex:
         num_examples[bucket] = part.num_examples[0]
         items, features = items + part.item_counts, features + part.feature_sums
         num_events += part.num_events
+        events = events + part.item_events
         progress.advance()
     return StoreIndex(
         num_examples=num_examples,
         item_counts=np.asarray(items),
         num_events=num_events,
+        item_events=np.asarray(events),
         feature_sums=np.asarray(features),
     )
 

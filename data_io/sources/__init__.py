@@ -76,6 +76,21 @@ def read_source(settings: SourceSettings) -> Iterator[pa.Table]:
             return slice_table(generate_events(settings.synthetic))
 
 
+def read_source_items(settings: SourceSettings) -> pa.Table | None:
+    """The item table of the data set the settings name, in the item contract; None where it has none.
+
+    Raises:
+        DataContractError: its file is not that of the data set.
+    """
+    match settings.name:
+        case "amazon_s3rec":
+            from data_io.sources import amazon_s3rec
+
+            return amazon_s3rec.read_items(_needed_path(settings))
+        case _:
+            return None
+
+
 def _needed_path(settings: SourceSettings) -> Path:
     if settings.path is None:
         raise SettingsError(f"source.path is not set: {settings.name} needs the folder or file of the data set")

@@ -12,10 +12,12 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 
 from data_io.batch import ACTION_INDEX, COLUMN, ELAPSED, GAP, ITEM_INDEX, MOMENT, PADDING_MASK, TARGET_ITEM_INDEX, Batch
+from data_io.side.features import ItemFeatures
 from model.checkpoint import CheckpointError, TrainPosition, resume, save_checkpoint
 from model.config import BinaryLoss, FullSoftmax, OptimizerSettings, TrainingSettings
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.engine import TrainEngine, learning_rate_at, parameter_groups, to_tensors
+from model.item_features import FeaturedItemTable
 from model.objectives import ItemLoss, NextItemObjective
 
 NUM_STEPS, WORLD_SIZE, MICRO, LENGTH, ITEMS = 10, 2, 4, 6, 30
@@ -27,6 +29,12 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "gru": {"block": "gru"},
     "gbce": {"repeats": False},
     "inputs": {"inputs": {"gap": "own", "calendar": "own", "query": "text", "price": "numeric"}},
+    "features": {
+        "item_features": [
+            {"name": "words", "form": "text", "width": 3, "num_rows": 9},
+            {"name": "picture", "form": "vector", "width": 2, "num_rows": 0},
+        ]
+    },
 }
 """Besides the one that goes through every stage; without repeats the loss is binary, against drawn negatives."""
 
@@ -35,6 +43,10 @@ def make_objective(**network: Any) -> NextItemObjective:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "sequence_length": LENGTH, "dropout": 0.0}
     encoder = ClickformerEncoder(ClickformerConfig(vocabulary_size=ITEMS, num_actions=4, **shape, **network))
+    if isinstance(encoder.item_table, FeaturedItemTable):
+        drawn = np.random.default_rng(0)
+        known = {"words": drawn.integers(0, 9, (ITEMS, 3), np.int32), "picture": drawn.random((ITEMS, 2), np.float32)}
+        encoder.item_table.set_items(ItemFeatures(num_rows=ITEMS, values=known), drawn.integers(0, 3, ITEMS))
     softmax = FullSoftmax() if network.get("repeats", True) else BinaryLoss(num_negatives=8)
     return NextItemObjective(encoder, ItemLoss(softmax, torch.ones(ITEMS)))
 
