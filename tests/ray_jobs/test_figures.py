@@ -162,8 +162,8 @@ def test_every_ranker_has_a_line_with_its_own_interval(publish: Publish) -> None
 
 
 def test_verdicts_name_the_slices_where_a_model_loses_to_a_later_one(publish: Publish) -> None:
-    ranks = {"encoder": [1, 1, 1, 9], "gru": [9, 9, 9, 1], "popularity": [99] * 4}
-    lines = verdicts(next_item_figures(publish(make_ranks(**ranks, events=[9, 9, 9, 0])), OPTIONS, seed=0), {})
+    table = make_ranks(encoder=[1, 1, 1, 9], gru=[9, 9, 9, 1], popularity=[99] * 4, events=[9, 9, 9, 0])
+    lines = verdicts(next_item_figures(publish(table), OPTIONS, seed=0), {})
     assert [line for line in lines if "loses to" in line] == [
         "encoder loses to gru in the slice training events of the target, new (none) (1 users), in ndcg_at_10: "
         "0.3010 against 1.0000"
