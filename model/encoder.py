@@ -133,8 +133,9 @@ class ClickformerPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-        is_table = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
-        if is_table or isinstance(module, ItemTable):
+        if isinstance(module, ItemTable) or (
+            isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
+        ):
             _zero_padding_row(module.weight)
 
 
