@@ -78,8 +78,11 @@ class Side:
     def train_epoch(self) -> None:
         """Let it train one, and wait."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._failure() from None
         self.epochs.append(Epoch(**json.loads(self._read("{"))))
 
     def best_items(self) -> np.ndarray:

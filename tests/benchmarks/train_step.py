@@ -101,9 +101,7 @@ def read_file(file: Path) -> pl.DataFrame:
     return frame.sort("user_id", "event_time", maintain_order=True).select("user_id", "item_id")
 
 
-def sides_of(
-    options: argparse.Namespace, folder: Path, environment: Path, seed: int
-) -> dict[str, Callable[[], Side]]:
+def sides_of(options: argparse.Namespace, folder: Path, environment: Path, seed: int) -> dict[str, Callable[[], Side]]:
     """What starts each side of a round."""
     plan = Plan(
         folder=str(folder),
@@ -124,9 +122,7 @@ def sides_of(
     }
 
 
-def train_round(
-    starters: dict[str, Callable[[], Side]], outcomes: dict[str, Outcome], targets: np.ndarray
-) -> None:
+def train_round(starters: dict[str, Callable[[], Side]], outcomes: dict[str, Outcome], targets: np.ndarray) -> None:
     """One seed: every epoch of all sides in turn, then what they recommend."""
     sides: dict[str, Side] = {}
     try:
