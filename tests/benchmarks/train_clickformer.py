@@ -1,8 +1,8 @@
 """Our side of `train_step`: the encoder, its objective, batches and engine as `pretrain` uses them, without Ray.
 
-Reads a plan as JSON (see `train_sides.Plan`), says it is ready and waits for a line on stdin before each epoch, prints a line of JSON after
-it, and in the end writes the ten best unseen items of each user. An epoch is the newest window of every user, as it is
-for the other side.
+Reads a plan as JSON (see `train_sides.Plan`), says before each epoch that it is ready and waits for a line on stdin,
+prints a line of JSON after it, and in the end writes the ten best unseen items of each user. An epoch is the newest
+window of every user, as it is for the other side.
 """
 
 import json

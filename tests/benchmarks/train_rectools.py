@@ -1,7 +1,8 @@
 """The other side of `train_step`: SASRec of RecTools, in an environment of its own, knowing nothing of ours.
 
-Reads a plan as JSON (see `train_sides.Plan`), says it is ready and waits for a line on stdin before each epoch, prints a line of JSON after
-it, and in the end writes the ten best unseen items of each user. Everything not in the plan is RecTools' default.
+Reads a plan as JSON (see `train_sides.Plan`), says before each epoch that it is ready and waits for a line on stdin,
+prints a line of JSON after it, and in the end writes the ten best unseen items of each user. Everything not in the plan
+is RecTools' default.
 """
 
 import json
