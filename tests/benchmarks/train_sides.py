@@ -36,7 +36,7 @@ class Plan:
     softmax: str = "full"
     learning_rate: float = 1e-3
     """Ours; theirs is their default, 0.001 of Adam without a schedule."""
-    micro_batch_size: int = 32
+    micro_batch_size: int = 128
     """Ours: examples of one forward pass; gradients are summed to those of batch_size."""
     width: int = 64
     num_layers: int = 2

@@ -91,7 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--environment", type=Path, help="virtual environment of RecTools, made if it is not there")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="cores of each side")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of ours")
-    parser.add_argument("--micro-batch", type=int, default=32, help="of ours")
+    parser.add_argument("--micro-batch", type=int, default=128, help="of ours")
     return parser.parse_args()
 
 
