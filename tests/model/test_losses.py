@@ -28,6 +28,7 @@ NUM_ITEMS, WIDTH = 7, 4
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "_CPU_TILE_BYTES", 64)
+    monkeypatch.setattr(losses, "_CPU_TILE_STATES", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -79,12 +80,18 @@ def problems(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @settings(deadline=None)
-@given(problem=problems(), label_smoothing=st.sampled_from([0.0, 0.1]), tile_bytes=st.sampled_from([16, 256, 2**22]))
+@given(
+    problem=problems(),
+    label_smoothing=st.sampled_from([0.0, 0.1]),
+    tile_bytes=st.sampled_from([16, 256, 2**22]),
+    tile_states=st.sampled_from([1, 5, 1024]),
+)
 def test_loss_and_gradients_are_those_of_plain_cross_entropy_for_any_size_of_tile(
-    problem: tuple[torch.Tensor, ...], label_smoothing: float, tile_bytes: int
+    problem: tuple[torch.Tensor, ...], label_smoothing: float, tile_bytes: int, tile_states: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "_CPU_TILE_BYTES", tile_bytes)
+        patch.setattr(losses, "_CPU_TILE_STATES", tile_states)
         found = gradients(catalogue_loss, *problem, label_smoothing)
     for ours, plain in zip(found, gradients(plain_loss, *problem, label_smoothing), strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
