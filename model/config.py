@@ -134,7 +134,7 @@ ObjectiveSettings = Annotated[NextItem | MaskedItem, Field(discriminator="kind")
 
 
 class OptimizerSettings(SettingsModel):
-    """AdamW with linear warm-up and cosine decay to a tenth."""
+    """AdamW with linear warm-up and cosine decay to a hundredth."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""

@@ -22,7 +22,7 @@ from data_io.config import SettingsError
 from model.config import OptimizerSettings, TrainingSettings
 from model.encoder import TensorBatch
 
-_MIN_RATE_SHARE = 0.1
+_MIN_RATE_SHARE = 0.01
 
 
 class NonFiniteLossError(Exception):
@@ -35,7 +35,7 @@ def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
 
 
 def learning_rate_at(settings: OptimizerSettings, step: int, num_steps: int) -> float:
-    """Learning rate of a step (from 0): linear warm-up, then cosine decay to a tenth at num_steps."""
+    """Learning rate of a step (from 0): linear warm-up, then cosine decay to a hundredth at num_steps."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)

@@ -12,13 +12,13 @@ from model.engine import accumulation_steps, deepspeed_config, learning_rate_at,
 CPU = torch.device("cpu")
 
 
-def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
+def test_the_rate_warms_up_and_falls_to_a_hundredth() -> None:
     settings = OptimizerSettings(learning_rate=1.0, warmup_steps=4)
     rates = [learning_rate_at(settings, step, 20) for step in range(25)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert rates[4:20] == sorted(rates[4:20], reverse=True)
-    assert rates[20:] == pytest.approx([0.1] * 5)
+    assert rates[20:] == pytest.approx([0.01] * 5)
 
 
 def test_matrices_decay_and_tables_norms_and_biases_do_not(make_encoder: Callable) -> None:
