@@ -66,11 +66,16 @@ def rotate(vectors: Tensor) -> Tensor:
     return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2)
 
 
-def _visible(padding_mask: Tensor) -> Tensor:
-    """[B, 1, T, T] which events each event sees: the real ones, and a row of padding its first place.
+def seen_events(padding_mask: Tensor) -> Tensor:
+    """[B, T] which events others may see: the real ones, and the first place of a user who has none.
 
     Without that place a user with no event would attend to nothing and become not-a-number.
     """
     seen = padding_mask.clone()
     seen[:, 0] |= ~padding_mask.any(dim=1)
-    return seen[:, None, None, :].expand(-1, 1, padding_mask.shape[1], -1)
+    return seen
+
+
+def _visible(padding_mask: Tensor) -> Tensor:
+    """[B, 1, T, T] which events each event sees."""
+    return seen_events(padding_mask)[:, None, None, :].expand(-1, 1, padding_mask.shape[1], -1)

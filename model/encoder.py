@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from data_io.batch import ACTION_INDEX, ELAPSED, GAP, ITEM_INDEX, MOMENT, NUM_TIME_BUCKETS, PADDING_MASK
 from data_io.schema import FIRST_INDEX
 from model.attention import SelfAttention
+from model.backbone import Attention, Backbone, BackboneShape
+from model.config import HuggingFaceBackbone
 from model.embedding import EventEmbedding, ItemTable
 from model.repeat import RepeatChoice, mix_scores
 from model.transformer import BlockKind, FeedForward, make_block
@@ -38,10 +40,11 @@ class ClickformerConfig(PreTrainedConfig):
         num_heads: int = 2,
         sequence_length: int = 128,
         dropout: float = 0.2,
-        attention: Literal["causal", "bidirectional"] = "causal",
+        attention: Attention = "causal",
         block: BlockKind = "transformer",
         positions: Literal["rotary", "learned"] = "rotary",
         repeats: bool = True,
+        backbone: dict[str, Any] | None = None,  # of `BackboneSettings`; None: our own blocks
         num_features: int = 0,
         **kwargs: Any,  # Hugging Face's own fields, which it passes on when it loads config.json
     ) -> None:
@@ -52,10 +55,11 @@ class ClickformerConfig(PreTrainedConfig):
         self.num_heads = num_heads
         self.sequence_length = sequence_length
         self.dropout = dropout
-        self.attention = attention
+        self.attention: Attention = attention
         self.block: BlockKind = block
         self.positions = positions
         self.repeats = repeats
+        self.backbone = backbone or {"kind": "own"}
         self.num_features = num_features
         super().__init__(**kwargs)
 
@@ -111,6 +115,7 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         # One place more than events: that of the question asked after the last of them.
         learned = config.positions == "learned"
         self.places = nn.Embedding(config.sequence_length + 1, config.hidden_size) if learned else None
+        self.backbone = make_backbone(config)
         self.blocks = nn.ModuleList(
             make_block(
                 config.block,
@@ -121,7 +126,7 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
                 causal=causal,
                 rotary=not learned,
             )
-            for _ in range(config.num_layers)
+            for _ in range(config.num_layers if self.backbone is None else 0)
         )
         self.readout = Readout(config.hidden_size)
         self.repeat_choice = RepeatChoice(config.hidden_size, causal=causal) if config.repeats else None
@@ -148,7 +153,14 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             vectors = vectors + self.places(torch.arange(item_index.shape[1], device=item_index.device))
         for block in self.blocks:
             vectors = block(vectors, padding_mask, moment)
+        if self.backbone is not None:
+            vectors = self.backbone(vectors, padding_mask)
         return self.readout(vectors, elapsed)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Blocks, or layers of the backbone, in order; none where a backbone shares weights between them."""
+        return list(self.blocks) if self.backbone is None else self.backbone.layers
 
     def user_states(self, batch: TensorBatch) -> Tensor:
         """[B, D] the vector of each user at the moment of prediction."""
@@ -174,6 +186,25 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             return inputs, self(**inputs), (lengths - 1).clamp(min=0)
         inputs = _with_question(inputs, lengths)
         return inputs, self(**inputs), lengths
+
+
+def make_backbone(config: ClickformerConfig) -> Backbone | None:
+    """The backbone a configuration names; None where it is our own blocks.
+
+    Raises:
+        SettingsError: it cannot be built, or does not see what it should.
+    """
+    if config.backbone["kind"] == "own":
+        return None
+    shape = BackboneShape(
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        length=config.sequence_length + 1,
+        dropout=config.dropout,
+        attention=config.attention,
+    )
+    return Backbone(HuggingFaceBackbone.model_validate(config.backbone), shape)
 
 
 def choosable_events(inputs: TensorBatch) -> Tensor:

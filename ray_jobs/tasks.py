@@ -6,6 +6,7 @@ from data_io.splits import Split
 from data_io.store import SequenceStore
 from model.checkpoint import load_model
 from model.config import EncoderSettings, FullEncoder, MaskedItem, NextItem, NextItemTask, OutcomeTask, SoftmaxSettings
+from model.encoder import ClickformerConfig, make_backbone
 from model.heads import free_parameters
 from model.objectives import check_repeats
 from ray_jobs.config import Settings
@@ -24,6 +25,7 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         "num_actions": len(store.actions) + FIRST_INDEX,
         "attention": "bidirectional" if masked else "causal",
     }
+    make_backbone(ClickformerConfig(**config))  # what cannot be built is told here, before any worker starts
     _check_softmax(settings.pretrain.softmax, store, settings.encoder.repeats)
     store.action_indices(settings.target_actions)
     return ItemLearning(
