@@ -26,6 +26,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "hstu": {"block": "hstu"},
     "gru": {"block": "gru"},
     "gbce": {"repeats": False},
+    "llama": {"backbone": {"kind": "hugging_face", "model_type": "llama"}},
 }
 """Besides the one that goes through every stage; without repeats the loss is binary, against drawn negatives."""
 
