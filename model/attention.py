@@ -4,9 +4,14 @@ Positions count from a sequence's first event, and only their differences matter
 state depends on no later event; with either kind on no padding.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from model.packing import Packing
 
 _ROTARY_BASE = 10_000.0
 _EVEN_STD = 0.02
@@ -39,28 +44,41 @@ class SelfAttention(nn.Module):
         nn.init.orthogonal_(value)
         self.project_out.weight.copy_(value.T)
 
-    def forward(self, states: Tensor, padding_mask: Tensor) -> Tensor:
-        """[B, T, D] from states [B, T, D]; padding_mask [B, T] is True where an event is real."""
+    def forward(self, states: Tensor, padding_mask: Tensor, packing: "Packing | None" = None) -> Tensor:
+        """[B, T, D] from states [B, T, D]; padding_mask [B, T] is True where an event is real.
+
+        With a packing, states are its row [1, P, D].
+        """
         num_examples, length, hidden_size = states.shape
         projected = self.project_in(states).view(num_examples, length, 3, self.num_heads, hidden_size // self.num_heads)
         query, key, value = projected.permute(2, 0, 3, 1, 4)
         if self.rotary:
-            query, key = rotate(query), rotate(key)
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if self.causal else _visible(padding_mask),
-            is_causal=self.causal,
-        )
+            places = None if packing is None else packing.places
+            query, key = rotate(query, places), rotate(key, places)
+        if packing is not None:
+            attended = packing.attend(query, key, value)
+        else:
+            attended = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=None if self.causal else _visible(padding_mask),
+                is_causal=self.causal,
+            )
         return self.project_out(attended.transpose(1, 2).reshape(num_examples, length, hidden_size))
 
 
-def rotate(vectors: Tensor) -> Tensor:
-    """Turn each pair of channels of [B, H, T, C] vectors by an angle that grows with the position."""
+def rotate(vectors: Tensor, places: Tensor | None = None) -> Tensor:
+    """Turn each pair of channels of [B, H, T, C] vectors by an angle that grows with the place.
+
+    Args:
+        vectors: to turn.
+        places: [T] place of each vector; None: 0, 1, 2 and so on.
+    """
     length, width = vectors.shape[-2:]
+    places = torch.arange(length, device=vectors.device) if places is None else places
     frequency = _ROTARY_BASE ** (-torch.arange(0, width, 2, device=vectors.device) / width)
-    angle = torch.arange(length, device=vectors.device)[:, None] * frequency
+    angle = places[:, None] * frequency
     cosine, sine = angle.cos().to(vectors.dtype), angle.sin().to(vectors.dtype)
     even, odd = vectors[..., 0::2], vectors[..., 1::2]
     return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1).flatten(-2)

@@ -18,8 +18,9 @@ from model.attention import SelfAttention
 from model.backbone import Attention, Backbone, BackboneShape
 from model.config import HuggingFaceBackbone
 from model.embedding import EventEmbedding, ItemTable
+from model.packing import can_pack, make_packing
 from model.repeat import RepeatChoice, mix_scores
-from model.transformer import BlockKind, FeedForward, make_block
+from model.transformer import PACKABLE, BlockKind, FeedForward, make_block
 
 EMBEDDING_STD = 0.02
 
@@ -151,11 +152,22 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         vectors = self.event_embedding(self.item_table(item_index), action_index, gap, hidden)
         if self.places is not None:
             vectors = vectors + self.places(torch.arange(item_index.shape[1], device=item_index.device))
+        return self.readout(self._contextualise(vectors, padding_mask, moment), elapsed)
+
+    def _contextualise(self, vectors: Tensor, padding_mask: Tensor, moment: Tensor) -> Tensor:
+        """States [B, T, D] from event vectors [B, T, D]: by packed rows where blocks and device can."""
+        if self.backbone is not None:
+            return self.backbone(vectors, padding_mask)
+        config = self.config
+        if config.block in PACKABLE and can_pack(vectors.device, config.hidden_size // config.num_heads):
+            packing = make_packing(padding_mask, causal=config.attention == "causal")
+            row = packing.pack(vectors)
+            for block in self.blocks:
+                row = block(row, padding_mask, moment, packing)
+            return packing.unpack(row, padding_mask.shape)
         for block in self.blocks:
             vectors = block(vectors, padding_mask, moment)
-        if self.backbone is not None:
-            vectors = self.backbone(vectors, padding_mask)
-        return self.readout(vectors, elapsed)
+        return vectors
 
     @property
     def layers(self) -> list[nn.Module]:
