@@ -1,11 +1,33 @@
 """Settings of the network and of its training. Light to import: no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from data_io.config import SettingsModel
 from data_io.inputs import DEFAULT_INPUTS
+
+
+class OwnBackbone(SettingsModel):
+    """The blocks of this package, chosen by encoder.block."""
+
+    kind: Literal["own"] = "own"
+    """Which variant this is; another is chosen in the settings file."""
+
+
+class HuggingFaceBackbone(SettingsModel):
+    """A network of the transformers library, untrained; its sizes come from the encoder's settings."""
+
+    kind: Literal["hugging_face"] = "hugging_face"
+    """Which variant this is; another is chosen in the settings file."""
+    model_type: str
+    """Family, by the library's own name: llama, qwen2 or gpt2 for next_item, modernbert for masked_item, bert for
+    either."""
+    settings: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Further fields of the family's own configuration, such as {intermediate_size: 256}."""
+
+
+BackboneSettings = Annotated[OwnBackbone | HuggingFaceBackbone, Field(discriminator="kind")]
 
 
 class EncoderSettings(SettingsModel):
@@ -44,6 +66,8 @@ class EncoderSettings(SettingsModel):
     item_id_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of items that a training step knows by item_features alone, so that they suffice for items without events;
     nothing without item_features."""
+    backbone: BackboneSettings = OwnBackbone()
+    """What stands between the embedding of events and the readout."""
 
     @model_validator(mode="after")
     def _check(self) -> "EncoderSettings":
@@ -51,6 +75,11 @@ class EncoderSettings(SettingsModel):
             raise ValueError(
                 f"num_heads {self.num_heads} must divide hidden_size {self.hidden_size} into an even width per head "
                 "(rotary positions turn pairs)"
+            )
+        if isinstance(self.backbone, HuggingFaceBackbone) and (self.block, self.positions) != ("transformer", "rotary"):
+            raise ValueError(
+                f"block {self.block} and positions {self.positions} choose among our own blocks, and backbone "
+                "hugging_face has its own; leave block and positions out"
             )
         return self
 

@@ -6,13 +6,13 @@ asked for, if any. Invariants: a user's vector does not depend on padding or on 
 state depends on no later event, save in the readout on when the next one comes (elapsed) and its action (if asked).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from data_io.batch import (
     ACTION_INDEX,
@@ -26,15 +26,19 @@ from data_io.batch import (
     PADDING_MASK,
 )
 from data_io.config import SettingsError
-from data_io.inputs import DEFAULT_INPUTS, OWN, OwnInput
+from data_io.inputs import OwnInput
 from data_io.schema import FIRST_INDEX, PADDING_INDEX
 from data_io.side.features import ItemFeatures
 from model.attention import SelfAttention
+from model.backbone import Backbone, BackboneShape
+from model.config import HuggingFaceBackbone
 from model.embedding import EventEmbedding, ItemTable
+from model.encoder_config import ClickformerConfig
 from model.event_inputs import FurtherInputs, has_further
 from model.item_features import FeaturedItemTable, make_item_table
+from model.packing import can_pack, make_packing
 from model.repeat import RepeatChoice, mix_scores
-from model.transformer import BlockKind, FeedForward, make_block
+from model.transformer import PACKABLE, FeedForward, make_block
 
 EMBEDDING_STD = 0.02
 CONTEXT_STD = 0.002
@@ -46,52 +50,6 @@ READOUT_INPUTS = (ELAPSED, ASKED_ACTION)
 TensorBatch = dict[str, Tensor]
 EncoderInputs = dict[str, Any]
 """What `ClickformerEncoder.forward` takes, by the names of its parameters."""
-
-
-class ClickformerConfig(PreTrainedConfig):
-    """Everything the network's shape depends on."""
-
-    model_type = "clickformer"
-
-    def __init__(
-        self,
-        vocabulary_size: int = 2,
-        num_actions: int = 2,
-        hidden_size: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 2,
-        sequence_length: int = 128,
-        dropout: float = 0.2,
-        attention: Literal["causal", "bidirectional"] = "causal",
-        block: BlockKind = "transformer",
-        positions: Literal["rotary", "learned"] = "rotary",
-        temperature: float | None = None,
-        repeats: bool = True,
-        num_features: int = 0,
-        inputs: dict[str, str] | None = None,  # None: of a model saved before there was a choice
-        asked_action: int = PADDING_INDEX,
-        item_features: Sequence[dict[str, Any]] = (),
-        item_id_dropout: float = 0.1,
-        **kwargs: Any,  # Hugging Face's own fields, which it passes on when it loads config.json
-    ) -> None:
-        self.vocabulary_size = vocabulary_size
-        self.num_actions = num_actions
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.sequence_length = sequence_length
-        self.dropout = dropout
-        self.attention = attention
-        self.block: BlockKind = block
-        self.positions = positions
-        self.temperature = temperature
-        self.repeats = repeats
-        self.num_features = num_features
-        self.inputs = dict.fromkeys(DEFAULT_INPUTS, OWN) if inputs is None else dict(inputs)
-        self.asked_action = asked_action
-        self.item_features = list(item_features)
-        self.item_id_dropout = item_id_dropout
-        super().__init__(**kwargs)
 
 
 class Readout(nn.Module):
@@ -160,6 +118,7 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         # One place more than events: that of the question asked after the last of them.
         learned = config.positions == "learned"
         self.places = nn.Embedding(config.sequence_length + 1, config.hidden_size) if learned else None
+        self.backbone = make_backbone(config)
         self.blocks = nn.ModuleList(
             make_block(
                 config.block,
@@ -170,7 +129,7 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
                 causal=causal,
                 rotary=not learned,
             )
-            for _ in range(config.num_layers)
+            for _ in range(config.num_layers if self.backbone is None else 0)
         )
         self.readout = Readout(config.hidden_size, config.num_actions, config.inputs)
         self.repeat_choice = RepeatChoice(config.hidden_size, causal=causal) if config.repeats else None
@@ -226,6 +185,19 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             vectors = vectors + perturbation
         if self.places is not None:
             vectors = vectors + self.places(torch.arange(item_index.shape[1], device=item_index.device))
+        return self._contextualise(vectors, padding_mask, moment)
+
+    def _contextualise(self, vectors: Tensor, padding_mask: Tensor, moment: Tensor) -> Tensor:
+        """States [B, T, D] from event vectors [B, T, D]: by packed rows where blocks and device can."""
+        if self.backbone is not None:
+            return self.backbone(vectors, padding_mask)
+        config = self.config
+        if config.block in PACKABLE and can_pack(vectors.device, config.hidden_size // config.num_heads):
+            packing = make_packing(padding_mask, causal=config.attention == "causal")
+            row = packing.pack(vectors)
+            for block in self.blocks:
+                row = block(row, padding_mask, moment, packing)
+            return packing.unpack(row, padding_mask.shape)
         for block in self.blocks:
             vectors = block(vectors, padding_mask, moment)
         return vectors
@@ -250,6 +222,11 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             raise SettingsError("this encoder knows items by their id alone, and cannot take in new ones")
         self.item_table.extend(features)
         self.config.vocabulary_size = len(self.item_table.weight)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Blocks, or layers of the backbone, in order; none where a backbone shares weights between them."""
+        return list(self.blocks) if self.backbone is None else self.backbone.layers
 
     def user_states(self, batch: TensorBatch) -> Tensor:
         """[B, D] the vector of each user at the moment of prediction."""
@@ -277,6 +254,25 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         asked[torch.arange(len(place), device=place.device), place] = self.config.asked_action
         inputs[ASKED_ACTION] = asked
         return inputs, self(**inputs), place
+
+
+def make_backbone(config: ClickformerConfig) -> Backbone | None:
+    """The backbone a configuration names; None where it is our own blocks.
+
+    Raises:
+        SettingsError: it cannot be built, or does not see what it should.
+    """
+    if config.backbone["kind"] == "own":
+        return None
+    shape = BackboneShape(
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        length=config.sequence_length + 1,
+        dropout=config.dropout,
+        attention=config.attention,
+    )
+    return Backbone(HuggingFaceBackbone.model_validate(config.backbone), shape)
 
 
 def choosable_events(inputs: EncoderInputs) -> Tensor:

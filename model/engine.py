@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from transformers.pytorch_utils import Conv1D
 
 from data_io.batch import Batch
 from data_io.config import SettingsError
@@ -45,9 +46,8 @@ def learning_rate_at(settings: OptimizerSettings, step: int, num_steps: int) -> 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW groups: matrices of linear layers decay; tables, norms and biases do not."""
-    decayed = {
-        id(child.weight) for child in module.modules() if isinstance(child, nn.Linear) and child.weight.requires_grad
-    }
+    linear = [child for child in module.modules() if isinstance(child, nn.Linear | Conv1D)]
+    decayed = {id(child.weight) for child in linear if child.weight.requires_grad}
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in learning if id(p) in decayed], "weight_decay": weight_decay},

@@ -74,13 +74,15 @@ def free_parameters(encoder: ClickformerEncoder, trainable: FrozenEncoder | TopL
         case FrozenEncoder():
             encoder.requires_grad_(False)
         case TopLayers(num_layers=num_layers):
-            if num_layers > len(encoder.blocks):
+            layers = encoder.layers
+            if num_layers > len(layers):
                 raise SettingsError(
-                    f"finetune.trainable.num_layers is {num_layers}, but the encoder has {len(encoder.blocks)} blocks"
+                    f"finetune.trainable.num_layers is {num_layers}, but the encoder has {len(layers)} blocks that can "
+                    "be told apart"
                 )
             encoder.requires_grad_(False)
             encoder.readout.requires_grad_(True)
             if encoder.repeat_choice is not None:
                 encoder.repeat_choice.requires_grad_(True)
-            for block in list(encoder.blocks)[-num_layers:]:
-                block.requires_grad_(True)
+            for layer in layers[-num_layers:]:
+                layer.requires_grad_(True)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from model.attention import SelfAttention
 from model.hstu import HstuBlock
+from model.packing import Packing
 
 
 class FeedForward(nn.Module):
@@ -28,6 +29,8 @@ class FeedForward(nn.Module):
 
 
 BlockKind = Literal["transformer", "ligr", "hstu", "gru"]
+PACKABLE = ("transformer", "ligr")
+"""Kinds of blocks that take a packed row; the others need a user in each row."""
 
 
 def make_block(
@@ -73,9 +76,12 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(hidden_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, states: Tensor, padding_mask: Tensor, moment: Tensor) -> Tensor:
-        """[B, T, D] from states [B, T, D]; padding_mask [B, T] is True where real, moment [B, T] is not looked at."""
-        states = states + self.dropout(self.attention(self.attention_norm(states), padding_mask))
+    def forward(self, states: Tensor, padding_mask: Tensor, moment: Tensor, packing: Packing | None = None) -> Tensor:
+        """[B, T, D] from states [B, T, D]; padding_mask [B, T] is True where real, moment [B, T] is not looked at.
+
+        With a packing, states are its row [1, P, D].
+        """
+        states = states + self.dropout(self.attention(self.attention_norm(states), padding_mask, packing))
         return states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
 
 
@@ -87,9 +93,12 @@ class LigrBlock(TransformerBlock):
         self.attention_gate = nn.Linear(hidden_size, hidden_size)
         self.feed_forward_gate = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, states: Tensor, padding_mask: Tensor, moment: Tensor) -> Tensor:
-        """[B, T, D] from states [B, T, D]; padding_mask [B, T] is True where real, moment [B, T] is not looked at."""
-        attended = self.dropout(self.attention(self.attention_norm(states), padding_mask))
+    def forward(self, states: Tensor, padding_mask: Tensor, moment: Tensor, packing: Packing | None = None) -> Tensor:
+        """[B, T, D] from states [B, T, D]; padding_mask [B, T] is True where real, moment [B, T] is not looked at.
+
+        With a packing, states are its row [1, P, D].
+        """
+        attended = self.dropout(self.attention(self.attention_norm(states), padding_mask, packing))
         states = states + torch.sigmoid(self.attention_gate(states)) * attended
         changed = self.dropout(self.feed_forward(self.feed_forward_norm(states)))
         return states + torch.sigmoid(self.feed_forward_gate(states)) * changed

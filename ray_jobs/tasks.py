@@ -9,6 +9,7 @@ from data_io.splits import Cutoffs, Split
 from data_io.store import SequenceStore
 from model.checkpoint import load_model
 from model.config import EncoderSettings, FullEncoder, MaskedItem, NextItem, NextItemTask, OutcomeTask, SoftmaxSettings
+from model.encoder import ClickformerConfig, make_backbone
 from model.heads import free_parameters
 from model.objectives import check_repeats
 from ray_jobs.config import Settings
@@ -30,6 +31,7 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         "attention": "bidirectional" if masked else "causal",
         "inputs": with_kinds(settings.encoder.inputs, store.event_columns),
     }
+    make_backbone(ClickformerConfig(**config))  # what cannot be built is told here, before any worker starts
     _check_softmax(settings.pretrain.softmax, store, settings.encoder.repeats)
     config["asked_action"] = _asked_action(config, store, settings.target_actions)
     return ItemLearning(

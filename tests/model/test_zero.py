@@ -35,6 +35,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
             {"name": "picture", "form": "vector", "width": 2, "num_rows": 0},
         ]
     },
+    "llama": {"backbone": {"kind": "hugging_face", "model_type": "llama"}},
 }
 """Besides the one that goes through every stage; without repeats the loss is binary, against drawn negatives."""
 

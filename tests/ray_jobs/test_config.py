@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from data_io.config import LeaveOneOut, SettingsError, TimeSplit
-from model.config import NextItemTask
+from model.config import HuggingFaceBackbone, NextItemTask
 from ray_jobs.cli import JOBS
 from ray_jobs.config import JOB_SECTIONS, RESERVED_NAMES, Settings, explain, job_settings_type, read_settings
 
@@ -39,6 +39,21 @@ def test_a_variant_is_chosen_by_its_kind(tmp_path: Path) -> None:
     settings = read_text(tmp_path, text)
     assert settings.split == LeaveOneOut()
     assert isinstance(settings.finetune.task, NextItemTask)
+
+
+def test_a_backbone_is_chosen_by_its_kind(tmp_path: Path) -> None:
+    text = "encoder: {backbone: {kind: hugging_face, model_type: llama, settings: {rope_parameters: {rope_theta: 9}}}}"
+    settings = read_text(tmp_path, text)
+    assert isinstance(settings.encoder.backbone, HuggingFaceBackbone)
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings
+    assert settings.encoder.backbone.settings == {"rope_parameters": {"rope_theta": 9}}
+
+
+@pytest.mark.parametrize("field", [{"block": "hstu"}, {"positions": "learned"}])
+def test_another_backbone_takes_no_settings_of_our_blocks(field: dict[str, str]) -> None:
+    message = explain_content(encoder=field | {"backbone": {"kind": "hugging_face", "model_type": "llama"}})
+    assert message.startswith("encoder: block ")
+    assert message.endswith("leave block and positions out")
 
 
 def test_settings_survive_their_own_json() -> None:

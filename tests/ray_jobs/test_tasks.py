@@ -11,6 +11,7 @@ from data_io.sequences import Sequences
 from data_io.store import SequenceStore
 from model.checkpoint import CheckpointError, save_model
 from model.encoder import ClickformerConfig
+from model.engine import to_tensors
 from model.heads import ClickformerForOutcome
 from ray_jobs.item_learning import ItemLearning
 from ray_jobs.learning import StoreIndex
@@ -91,6 +92,39 @@ def test_a_next_item_task_goes_on_from_the_encoder(
     assert isinstance(learning, ItemLearning)
     built = learning.model_of(learning.build(count_bucket(learning, sequences))).state_dict()
     assert all(torch.equal(weight, built[name]) for name, weight in encoder.state_dict().items())
+
+
+LLAMA = ENCODER | {"backbone": {"kind": "hugging_face", "model_type": "llama"}}
+
+
+def test_a_backbone_that_sees_one_way_only_is_refused_before_training(
+    store: SequenceStore, make_settings: MakeSettings
+) -> None:
+    section = {"objective": {"kind": "masked_item"}, "softmax": {"kind": "full"}}
+    with pytest.raises(SettingsError, match="llama sees earlier events only, and objective masked_item needs both"):
+        pretraining(make_settings(encoder=LLAMA, pretrain=section), store, SPLIT)
+
+
+def test_a_backbone_is_pretrained_published_and_given_a_head(
+    store: SequenceStore, sequences: Sequences, make_settings: MakeSettings
+) -> None:
+    learning = pretraining(make_settings(encoder=LLAMA), store, SPLIT)
+    objective = learning.build(count_bucket(learning, sequences))
+    batch = to_tensors(learning.make_batch(sequences, learning.make_examples(sequences)), torch.device("cpu"))
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=0.02)
+    losses = []
+    for _ in range(5):
+        loss = objective(batch, seed=0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == sorted(losses, reverse=True)
+    encoder = learning.model_of(objective)
+    save_model(encoder, store.vocabulary, make_settings().model_url("encoder"), learning.describe())
+    task = finetuning(make_settings(finetune={"task": {"kind": "outcome", "horizon_days": 2}}), store, SPLIT)
+    built = task.model_of(task.build(count_bucket(task, sequences)))
+    assert all(torch.equal(weight, built.encoder.state_dict()[name]) for name, weight in encoder.state_dict().items())
 
 
 @pytest.mark.parametrize(
