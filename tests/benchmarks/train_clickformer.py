@@ -154,7 +154,8 @@ def turns(num_epochs: int) -> Iterator[int]:
     """Epochs, each when a line on stdin says so."""
     for epoch in range(num_epochs):
         print(READY, flush=True)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            sys.exit("the benchmark has ended")
         yield epoch
 
 

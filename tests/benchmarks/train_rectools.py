@@ -28,7 +28,8 @@ class Turns(lightning.Callback):
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.tokens = self.positions = 0
         print("ready", flush=True)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            sys.exit("the benchmark has ended")
         self.began = time.perf_counter()
 
     def on_train_batch_start(
