@@ -67,7 +67,6 @@ def build(plan: dict[str, Any]) -> SASRecModel:
         return lightning.Trainer(
             max_epochs=plan["num_epochs"],
             min_epochs=plan["num_epochs"],
-            limit_train_batches=plan["max_steps"],
             callbacks=[Turns()],
             enable_progress_bar=False,
             enable_model_summary=False,
