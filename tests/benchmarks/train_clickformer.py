@@ -74,7 +74,7 @@ class Training:
         )
         optimizer = OptimizerSettings(learning_rate=plan.learning_rate)
         os.environ["LOCAL_RANK"] = "0"
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", init_method=f"file://{plan.output}.init", rank=0, world_size=1)
         self.engine = TrainEngine(self.learning.build(index), training, optimizer, torch.device("cpu"))
 
     @property
