@@ -60,6 +60,12 @@ class Training:
         self.sequences = self.learning.store.read_sequences(0)
         index = self.learning.count(self.sequences, self.learning.make_examples(self.sequences))
         self.counts = index.num_examples
+        self.loader = BatchLoader(
+            self.learning.store,
+            self.learning.make_examples,
+            self.learning.make_batch,
+            self.learning.empty_batch(),
+        )
         training = TrainingSettings(
             num_epochs=plan.num_epochs,
             global_batch_size=plan.batch_size,
@@ -68,7 +74,7 @@ class Training:
         )
         optimizer = OptimizerSettings(learning_rate=plan.learning_rate)
         os.environ["LOCAL_RANK"] = "0"
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", init_method=f"file://{plan.output}.init", rank=0, world_size=1)
         self.engine = TrainEngine(self.learning.build(index), training, optimizer, torch.device("cpu"))
 
     @property
@@ -80,15 +86,12 @@ class Training:
         """Train one; seconds, real events with a target, and positions with their padding."""
         began, tokens, positions = time.perf_counter(), 0, 0
         plan, learning = self.plan, self.learning
-        loader = BatchLoader(learning.store, learning.make_examples, learning.make_batch, learning.empty_batch())
         order = EpochOrder(self.counts, plan.seed, epoch, plan.batch_size)
         accumulation = plan.batch_size // plan.micro_batch_size
         place = RankPlace(rank=0, world_size=1, micro_batch_size=plan.micro_batch_size, accumulation=accumulation)
-        num_steps = min(order.num_steps, plan.max_steps or order.num_steps)
-        for step, batches in zip(range(num_steps), loader.steps(order, place, 0), strict=False):
+        for step, batches in enumerate(self.loader.steps(order, place, 0), start=epoch * order.num_steps):
             weight = sum(learning.num_targets(batch) for batch in batches)
-            done = epoch * num_steps + step
-            self.engine.step(batches, weight, done * accumulation, done, num_steps * plan.num_epochs)
+            self.engine.step(batches, weight, step * accumulation, step, order.num_steps * plan.num_epochs)
             tokens += weight
             positions += sum(batch[PADDING_MASK].size for batch in batches)
         return {"seconds": time.perf_counter() - began, "tokens": tokens, "positions": positions}
@@ -154,7 +157,8 @@ def turns(num_epochs: int) -> Iterator[int]:
     """Epochs, each when a line on stdin says so."""
     for epoch in range(num_epochs):
         print(READY, flush=True)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            sys.exit("the benchmark has ended")
         yield epoch
 
 

@@ -28,7 +28,8 @@ class Turns(lightning.Callback):
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.tokens = self.positions = 0
         print("ready", flush=True)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            sys.exit("the benchmark has ended")
         self.began = time.perf_counter()
 
     def on_train_batch_start(
@@ -66,7 +67,6 @@ def build(plan: dict[str, Any]) -> SASRecModel:
         return lightning.Trainer(
             max_epochs=plan["num_epochs"],
             min_epochs=plan["num_epochs"],
-            limit_train_batches=plan["max_steps"],
             callbacks=[Turns()],
             enable_progress_bar=False,
             enable_model_summary=False,

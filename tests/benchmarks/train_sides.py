@@ -29,8 +29,6 @@ class Plan:
     output: str
     """Where the best items of each user go."""
     num_epochs: int
-    max_steps: int | None
-    """Steps of an epoch; None: all."""
     seed: int
     num_threads: int
     softmax: str = "full"
