@@ -50,7 +50,7 @@ class EncoderSettings(SettingsModel):
     positions: Literal["rotary", "learned"] = "rotary"
     """How attention knows the order of events: by turning queries and keys (transformer and ligr; hstu and gru know
     it anyway), or by a vector for each place."""
-    temperature: float | None = Field(default=None, gt=0)
+    cosine_temperature: float | None = Field(default=None, gt=0)
     """States and items are held together by their cosine divided by this (0.05 to 0.1 suits catalogues whose items are
     seldom seen); None: by their dot product."""
     repeats: bool = True

@@ -31,6 +31,7 @@ class ItemTable(nn.Module):
         targets: Tensor | None = None,
         label_smoothing: float = 0.0,
         seed: int | None = None,
+        weighed_alike: bool = False,
     ) -> Tensor:
         """Vectors of items, or scores of all items, or losses against all items, by what is given.
 
@@ -41,6 +42,7 @@ class ItemTable(nn.Module):
             targets: [P] an item for each of states [P, D]; gives losses [P], see `model.losses.catalogue_loss`.
             label_smoothing: of these losses.
             seed: fixes what a table draws at random in training; None: nothing is drawn.
+            weighed_alike: whether losses are going to be summed, see `model.losses.log_partition`.
 
         Raises:
             ValueError: neither items nor states are given.
@@ -50,7 +52,7 @@ class ItemTable(nn.Module):
         if states is None:
             raise ValueError("ItemTable needs item_index or states")
         if targets is not None:
-            return self._losses(states, targets, label_smoothing, seed)
+            return self._losses(states, targets, label_smoothing, seed, weighed_alike)
         scores = F.linear(states, self.compared(self._catalogue())).float()
         unreal = torch.arange(scores.shape[-1], device=scores.device) < FIRST_INDEX
         return scores.masked_fill(unreal, float("-inf"))
@@ -72,9 +74,12 @@ class ItemTable(nn.Module):
         """[V, D] vectors of all items."""
         return self.weight
 
-    def _losses(self, states: Tensor, targets: Tensor, label_smoothing: float, seed: int | None) -> Tensor:
+    def _losses(
+        self, states: Tensor, targets: Tensor, label_smoothing: float, seed: int | None, weighed_alike: bool
+    ) -> Tensor:
         """[P] losses of states [P, D] against all items that are known by events."""
-        return catalogue_loss(states, self.compared(self.weight), targets, label_smoothing)
+        vectors = self.compared(self.weight)
+        return catalogue_loss(states, vectors, targets, label_smoothing, weighed_alike=weighed_alike)
 
 
 class EventEmbedding(nn.Module):

@@ -111,7 +111,7 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             config.hidden_size,
             config.item_features,
             config.item_id_dropout,
-            cosine=config.temperature is not None,
+            cosine=config.cosine_temperature is not None,
         )
         self.event_embedding = EventEmbedding(config.hidden_size, config.num_actions, config.dropout, config.inputs)
         self.further_inputs = FurtherInputs(config.hidden_size, config.inputs) if has_further(config.inputs) else None
@@ -206,7 +206,7 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         """From states [B, T, D] of events, by what is asked, to states that are held against item vectors."""
         asked = torch.zeros_like(elapsed) if asked_action is None else asked_action
         states = self.readout(events, elapsed, asked)
-        temperature = self.config.temperature
+        temperature = self.config.cosine_temperature
         return states if temperature is None else F.normalize(states, dim=-1) / temperature
 
     def add_items(self, features: ItemFeatures) -> None:

@@ -28,7 +28,7 @@ class ClickformerConfig(PreTrainedConfig):
         attention: Attention = "causal",
         block: BlockKind = "transformer",
         positions: Literal["rotary", "learned"] = "rotary",
-        temperature: float | None = None,
+        cosine_temperature: float | None = None,
         repeats: bool = True,
         backbone: dict[str, Any] | None = None,  # of `BackboneSettings`; None: our own blocks
         num_features: int = 0,
@@ -48,7 +48,7 @@ class ClickformerConfig(PreTrainedConfig):
         self.attention: Attention = attention
         self.block: BlockKind = block
         self.positions = positions
-        self.temperature = temperature
+        self.cosine_temperature = cosine_temperature
         self.repeats = repeats
         self.backbone = backbone or {"kind": "own"}
         self.num_features = num_features

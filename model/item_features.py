@@ -148,12 +148,14 @@ class FeaturedItemTable(ItemTable):
             self._kept = state, self._compose(everything, None)
         return self._kept[1]
 
-    def _losses(self, states: Tensor, targets: Tensor, label_smoothing: float, seed: int | None) -> Tensor:
+    def _losses(
+        self, states: Tensor, targets: Tensor, label_smoothing: float, seed: int | None, weighed_alike: bool
+    ) -> Tensor:
         """As `catalogue_loss`, over items with events; a target without any is beside them where it is the target."""
         items = F.pad(self.has_events[FIRST_INDEX:], (FIRST_INDEX, 0), value=True).nonzero()[:, 0]
         vectors = self.compared(self._compose(items, seed))
         scores = dot(states, self.compared(self._vectors(targets, seed)))
-        against = log_partition(states, vectors, first=FIRST_INDEX)
+        against = log_partition(states, vectors, first=FIRST_INDEX, weighed_alike=weighed_alike)
         losses = torch.where(self.has_events[targets], against, torch.logaddexp(against, scores)) - scores
         if label_smoothing:
             losses = losses + label_smoothing * (scores - even_score(states, vectors[FIRST_INDEX:]))

@@ -83,8 +83,13 @@ class ItemLoss(nn.Module):
     def forward(self, encoder: ClickformerEncoder, states: Tensor, targets: Tensor, seed: int) -> Tensor:
         """Loss [P] of states [P, D] with targets [P]."""
         if isinstance(self.softmax, FullSoftmax):
-            smoothing = self.softmax.label_smoothing
-            return encoder.item_table(states=states, targets=targets, label_smoothing=smoothing, seed=seed)
+            return encoder.item_table(
+                states=states,
+                targets=targets,
+                label_smoothing=self.softmax.label_smoothing,
+                seed=seed,
+                weighed_alike=encoder.repeat_choice is None,
+            )
         assert self.sampler is not None
         pool = self.sampler(targets, torch.Generator().manual_seed(seed))
         vectors = encoder.item_table(torch.cat([targets, pool.items]), seed=seed)

@@ -1,6 +1,7 @@
 """Tables: the padding row is zero and stays so, and unreal items are never recommended."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,12 +99,21 @@ def test_by_cosine_the_length_of_an_item_vector_does_not_matter() -> None:
 def test_by_cosine_no_score_is_beyond_one_over_the_temperature(
     make_encoder: MakeEncoder, make_batch: MakeBatch, softmax: SoftmaxSettings
 ) -> None:
-    encoder = make_encoder(temperature=0.1, repeats=False)
+    encoder = make_encoder(cosine_temperature=0.1, repeats=False)
     batch = to_tensors(make_batch(5, 2, 1), CPU)
     users = encoder.user_states(batch)
     torch.testing.assert_close(users.norm(dim=1), torch.full((3,), 10.0))
     assert encoder.item_table(states=users)[:, 2:].abs().max() <= 10.0001
     assert NextItemObjective(encoder, ItemLoss(softmax, torch.ones(12)))(batch, 0).isfinite()
+
+
+def test_a_folder_knows_that_items_are_held_by_cosine(
+    tmp_path: Path, make_encoder: MakeEncoder, make_batch: MakeBatch
+) -> None:
+    encoder, batch = make_encoder(cosine_temperature=0.1), to_tensors(make_batch(5, 2), CPU)
+    encoder.save_pretrained(tmp_path)
+    loaded = ClickformerEncoder.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded.rank_items(batch), encoder.rank_items(batch))
 
 
 def test_item_table_asked_for_nothing_says_so() -> None:

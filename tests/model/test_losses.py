@@ -151,6 +151,28 @@ def test_scores_of_the_catalogue_are_never_in_memory_at_once(monkeypatch: pytest
     assert largest.numel == 100 * 2998
 
 
+@pytest.mark.parametrize("num_at_once", [128, 150, 1000])
+@pytest.mark.parametrize("weights", [torch.full((300,), 0.5), torch.linspace(0, 1, 300)], ids=["alike", "unlike"])
+def test_gradients_made_with_the_losses_are_those_made_after_them(
+    monkeypatch: pytest.MonkeyPatch, weights: torch.Tensor, num_at_once: int
+) -> None:
+    monkeypatch.setattr(losses, "_CPU_WHOLE_BYTES", num_at_once * 4 * (NUM_ITEMS - 2))
+    states, weight = torch.randn(300, WIDTH, requires_grad=True), torch.randn(NUM_ITEMS, WIDTH, requires_grad=True)
+    targets = torch.randint(2, NUM_ITEMS, (300,))
+    found = []
+    for alike in (False, True):
+        loss = catalogue_loss(states, weight, targets, 0.1, weighed_alike=alike)
+        found.append((loss, *torch.autograd.grad((loss * weights).sum(), (states, weight))))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_loss_may_be_gone_through_backwards_twice() -> None:
+    states, weight = torch.randn(9, WIDTH, requires_grad=True), torch.randn(NUM_ITEMS, WIDTH)
+    loss = catalogue_loss(states, weight, torch.full((9,), 3), weighed_alike=True).sum() * 2
+    first, second = (torch.autograd.grad(loss, states, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
 def test_padding_and_unknown_get_no_gradient_and_do_not_count() -> None:
     states, weight, targets = torch.randn(5, WIDTH), torch.randn(NUM_ITEMS, WIDTH), torch.tensor([2, 3, 4, 5, 6])
     moved = weight.clone()
