@@ -5,31 +5,22 @@ need nothing anew. Row 0 stands for a missing value and for padding. Invariant: 
 value alone, the same on every machine.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
-from data_io.buckets import hash64
+from data_io.hashing import NUM_NUMERIC_BUCKETS, hash_text, hash_values, numeric_bucket
 
-NUM_NUMERIC_ROWS: Final = 162
-"""0 missing, 1 zero, 104 quarter-octaves of positive numbers, 56 of negative ones."""
 NUM_CATEGORY_ROWS: Final = 1_021
 """0 missing; a category shares its row with another at a chance of 1 % among ten, 9 % among a hundred."""
 NUM_TOKEN_ROWS: Final = 8_191
 """0 no token; words and trigrams of a text."""
 TOKENS_PER_TEXT: Final = 16
 """Most tokens of a text, K; the first ones, words before trigrams."""
-NUM_ROWS: Final = {"numeric": NUM_NUMERIC_ROWS, "categorical": NUM_CATEGORY_ROWS, "text": NUM_TOKEN_ROWS}
+NUM_ROWS: Final = {"numeric": NUM_NUMERIC_BUCKETS, "categorical": NUM_CATEGORY_ROWS, "text": NUM_TOKEN_ROWS}
 """Rows of the embedding table of a column, by its kind."""
-
-_POSITIVE: Final = 2.0 ** (np.arange(104) / 4 - 6)
-"""Where the buckets of positive numbers begin: 1/64 to 2^20 (a million) and on; the first takes what is smaller."""
-_NEGATIVE: Final = 2.0 ** (np.arange(56) / 4)
-"""Where those of negative numbers begin, by size: 1 to 2^14 and on, for what is negative is mostly a return."""
-_WORD: Final = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +46,10 @@ def encode_column(kind: str, values: pa.Array) -> EncodedColumn:
     if kind == "text":
         code, tokens = _text_codes(values)
         return EncodedColumn(kind=kind, code=code, tokens=tokens)
-    code = category_row(values) if kind == "categorical" else numeric_bucket(values.to_numpy(zero_copy_only=False))
+    if kind == "categorical":
+        code = hash_values(values, NUM_CATEGORY_ROWS)
+    else:
+        code = numeric_bucket(values.to_numpy(zero_copy_only=False))
     return EncodedColumn(kind=kind, code=code, tokens=_no_texts(0))
 
 
@@ -71,46 +65,13 @@ def padding_rows(kind: str, num_examples: int) -> np.ndarray:
     return np.zeros(shape, np.int64)
 
 
-def numeric_bucket(values: np.ndarray) -> np.ndarray:
-    """[E] uint8 bucket of numbers: 0 missing (NaN), 1 zero, from 2 positive by size, from 106 negative by size."""
-    numbers = values.astype(np.float64)
-    size = np.abs(numbers)
-    positive = 1 + np.maximum(np.searchsorted(_POSITIVE, size, side="right"), 1)
-    negative = 1 + len(_POSITIVE) + np.maximum(np.searchsorted(_NEGATIVE, size, side="right"), 1)
-    bucket = np.where(numbers > 0, positive, np.where(numbers < 0, negative, 1))
-    return np.where(np.isnan(numbers), 0, bucket).astype(np.uint8)
-
-
-def category_row(values: pa.Array) -> np.ndarray:
-    """[E] int16 row of categories, 1 to NUM_CATEGORY_ROWS - 1 by `hash64`; 0 missing (null)."""
-    return _hashed(values, NUM_CATEGORY_ROWS).astype(np.int16)
-
-
-def tokens_of(text: str) -> list[str]:
-    """The words of a text in lower case, then the trigrams of its words (their ends marked); at most K, none twice."""
-    words = _WORD.findall(text.lower())
-    marked = [f"<{word}>" for word in words]
-    trigrams = [word[place : place + 3] for word in marked for place in range(len(word) - 2)]
-    return list(dict.fromkeys(words + trigrams))[:TOKENS_PER_TEXT]
-
-
-def _hashed(values: pa.Array, num_rows: int) -> np.ndarray:
-    present = values.is_valid().to_numpy(zero_copy_only=False)
-    hashes = hash64(values.fill_null("") if values.null_count else values)
-    return np.where(present, 1 + hashes % np.uint64(num_rows - 1), 0)
-
-
 def _text_codes(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Code [E] of each text, and the rows [C, K] of the tokens of each code; Python runs once a distinct text."""
+    """Code [E] of each text, and the rows [C, K] of the tokens of each code; a text is hashed once."""
     encoded = values.dictionary_encode()
-    tokens = [tokens_of(text) for text in encoded.dictionary.to_pylist()]
-    lengths = np.array([len(found) for found in tokens], np.int64)
-    rows = _hashed(pa.array([token for found in tokens for token in found], pa.large_string()), NUM_TOKEN_ROWS)
-    table = _no_texts(1 + len(tokens))
-    table[1:][np.arange(TOKENS_PER_TEXT) < lengths[:, None]] = rows
+    rows = hash_text(encoded.dictionary, TOKENS_PER_TEXT, NUM_TOKEN_ROWS)
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False) + 1
-    return codes.astype(np.int32), table
+    return codes.astype(np.int32), np.concatenate([_no_texts(1), rows])
 
 
 def _no_texts(num_texts: int) -> np.ndarray:
-    return np.zeros((num_texts, TOKENS_PER_TEXT), np.int16)
+    return np.zeros((num_texts, TOKENS_PER_TEXT), np.int32)

@@ -14,8 +14,8 @@ import pytest
 
 from data_io import storage
 from data_io.buckets import BucketWriter
-from data_io.columns import numeric_bucket
 from data_io.config import SettingsError
+from data_io.hashing import numeric_bucket
 from data_io.merging import INDEX_COLUMNS, merge_parts
 from data_io.schema import DataContractError, store_schema
 from data_io.snapshots import MANIFEST_NAME, publish_manifest, published_manifest, remove_unnamed
