@@ -24,18 +24,19 @@ def encoder_flops(width: int, num_layers: int, mean_length: float) -> float:
     return num_layers * layer + 2 * 6 * width**2
 
 
-def training_flops(width: int, num_layers: int, mean_length: float, num_scored: int) -> float:
+def training_flops(width: int, num_layers: int, mean_length: float, num_scored: int, num_products: int) -> float:
     """FLOPs of a training step for one real event with a target.
 
     The backward pass has two products for each of the forward pass: 3 times the encoder. The softmax is a product of
-    the state with every item scored (2 V D), once forward, once again in the backward pass because scores are not kept,
-    and twice for the gradients: 8 V D.
+    the state with every item scored (2 V D): once forward and twice for the gradients, and once again where scores are
+    not kept for them.
 
     Args:
         width, num_layers, mean_length: of the encoder, as above.
         num_scored: V, items that a state is held against.
+        num_products: 3 where gradients are made with the losses (small catalogues), else 4.
     """
-    return 3 * encoder_flops(width, num_layers, mean_length) + 8 * num_scored * width
+    return 3 * encoder_flops(width, num_layers, mean_length) + 2 * num_products * num_scored * width
 
 
 def mean_length_of_events(lengths: torch.Tensor) -> float:

@@ -20,12 +20,11 @@ from torch import distributed as dist
 
 from data_io.batch import PADDING_MASK
 from data_io.buckets import BucketWriter
-from data_io.examples import Examples, next_item_examples
+from data_io.examples import next_item_examples
 from data_io.loader import BatchLoader, RankPlace
 from data_io.order import EpochOrder
-from data_io.schema import FIRST_INDEX, store_schema
+from data_io.schema import FIRST_INDEX, PADDING_INDEX, store_schema
 from data_io.scores import seen_pairs
-from data_io.sequences import Sequences
 from data_io.sources import time_from_order
 from data_io.store import SequenceStore
 from data_io.vocabulary import build_vocabulary, write_vocabulary
@@ -38,15 +37,7 @@ from ray_jobs.item_learning import ItemLearning
 from tests.benchmarks.train_sides import READY, Plan
 
 _SCORED_AT_ONCE = 256
-
-
-class NewestWindows(ItemLearning):
-    """Learning the next item from the newest window of each user alone."""
-
-    def make_examples(self, sequences: Sequences) -> Examples:
-        """One window a user; windows of a user are made from the newest on."""
-        windows = super().make_examples(sequences)
-        return windows.take(np.unique(windows.row, return_index=True)[1])
+_WARMUP_STEPS = 20
 
 
 class Training:
@@ -72,7 +63,7 @@ class Training:
             micro_batch_size=plan.micro_batch_size,
             zero_stage=0,
         )
-        optimizer = OptimizerSettings(learning_rate=plan.learning_rate)
+        optimizer = OptimizerSettings(learning_rate=plan.learning_rate, warmup_steps=_WARMUP_STEPS)
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{plan.output}.init", rank=0, world_size=1)
         self.engine = TrainEngine(self.learning.build(index), training, optimizer, torch.device("cpu"))
@@ -109,7 +100,7 @@ class Training:
         return np.concatenate(parts)
 
 
-def make_learning(plan: Plan, store: SequenceStore) -> NewestWindows:
+def make_learning(plan: Plan, store: SequenceStore) -> ItemLearning:
     """The task: the next item under the plan's loss."""
     config = {
         "vocabulary_size": store.vocabulary.size,
@@ -119,15 +110,20 @@ def make_learning(plan: Plan, store: SequenceStore) -> NewestWindows:
         "num_heads": plan.num_heads,
         "sequence_length": plan.length,
         "dropout": plan.dropout,
+        "inputs": {},
+        "asked_action": PADDING_INDEX,
+        "item_features": (),
         "repeats": False,
     }
-    return NewestWindows(
+    return ItemLearning(
         store=store,
         split=None,
         softmax=SampledSoftmax() if plan.softmax == "sampled" else FullSoftmax(),
         objective=NextItem(),
         encoder_config=config,
+        windows_per_user=1,
         target_actions=None,
+        exclude_seen=True,
         pretrained_url=None,
         trainable=FullEncoder(),
     )

@@ -32,7 +32,7 @@ class Plan:
     seed: int
     num_threads: int
     softmax: str = "full"
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Ours; theirs is their default, 0.001 of Adam without a schedule."""
     micro_batch_size: int = 128
     """Ours: examples of one forward pass; gradients are summed to those of batch_size."""
