@@ -3,9 +3,9 @@
 A real token is an event with a target; padding does not count. Both have width 64, two blocks, two heads, length 200,
 128 users a step, dropout 0.2 and the softmax over the whole catalogue; both train in every epoch on the newest 200
 inputs of each user, without the last two events, with all cores, epoch after epoch in turn. NDCG@10 is of the last
-event among all items a user did not have, from the ten best that each side names, by the same code. RecTools learns with
-its default, 0.001 of Adam; ours with 0.003 of AdamW, 20 steps of warm-up and cosine decay. A third side is ours with
-sampled negatives. RecTools 0.19.0 runs under Python 3.11 with torch 2.13, with no pin to work around.
+event among all items a user did not have, from the ten best that each side names, by the same code. RecTools learns
+with its default, 0.001 of Adam; ours with 0.003 of AdamW, 20 steps of warm-up and cosine decay. A third side is ours
+with sampled negatives. RecTools 0.19.0 runs under Python 3.11 with torch 2.13, with no pin to work around.
 Usage: python -m tests.benchmarks.train_step [--quick] [--epochs N] [--rounds N] [--data DIR] [--environment DIR]
 DIR of --data has the SASRec file of MovieLens-1M (default: ml1m in CLICKFORMER_DATA); --environment keeps RecTools'
 virtual environment. Each round is another seed.
