@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_io.batch import ELAPSED, NUM_TIME_BUCKETS, PADDING_MASK, TARGET_ACTION_INDEX
-from data_io.schema import PADDING_INDEX
+from data_io.schema import FIRST_INDEX, PADDING_INDEX
 from model.config import AuxiliarySettings
-from model.contrastive import contrastive_losses, make_views
+from model.contrastive import alignment_losses, contrastive_losses, make_views
 from model.encoder import ClickformerEncoder, TensorBatch
 
 Losses = dict[str, Tensor]
@@ -75,6 +75,16 @@ class AuxiliaryLosses(nn.Module):
             }
 
         return losses_of
+
+    def of_items(self, encoder: ClickformerEncoder, targets: Tensor) -> Losses:
+        """Summed loss of telling the items of targets [B, T] by their features, each as often as it is a target."""
+        settings = self.settings
+        if not settings.item_alignment:
+            return {}
+        items, counts = targets[targets >= FIRST_INDEX].unique(return_counts=True)
+        ids, features = encoder.item_table(items, apart=True)
+        losses = alignment_losses(ids, features, settings.contrastive_temperature)
+        return {"item_alignment": (losses * counts).sum() * settings.item_alignment}
 
     def of_users(self, encoder: ClickformerEncoder, batch: TensorBatch, generator: torch.Generator) -> Losses:
         """Summed contrastive loss of the windows of a batch."""

@@ -221,17 +221,21 @@ class AuxiliarySettings(SettingsModel):
     """Weight of predicting the action of the next event; next_item only."""
     time_to_next: float = Field(default=0.0, ge=0)
     """Weight of predicting the time bucket until the next event; next_item only."""
+    item_alignment: float = Field(default=0.0, ge=0)
+    """Weight of recognising an item's id by its features among the items of the micro-batch; needs
+    encoder.item_features."""
     contrastive: float = Field(default=0.0, ge=0)
     """Weight of recognising a user's vector of one view of a window by that of another view."""
     contrastive_temperature: float = Field(default=0.1, gt=0)
-    """What cosines of user vectors are divided by; the smaller, the more the nearest other users count."""
+    """What cosines of user vectors, and of ids with features, are divided by; the smaller, the more the nearest others
+    count."""
     contrastive_views: AugmentationSettings = AugmentationSettings(crop=0.4, mask=0.3, reorder=0.3)
     """How a view differs from its window: by one of these, drawn for each window."""
 
     @property
     def is_off(self) -> bool:
         """Whether nothing is learned beside items."""
-        return not (self.next_action or self.time_to_next or self.contrastive)
+        return not (self.next_action or self.time_to_next or self.item_alignment or self.contrastive)
 
     @model_validator(mode="after")
     def _check(self) -> "AuxiliarySettings":

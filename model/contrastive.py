@@ -3,7 +3,8 @@
 Two views of each window differ by one change each (`model.augmentation`); their user vectors shall be nearer to each
 other than to those of others (Xie et al. 2022, "CL4SRec", arXiv 2010.14395, eq. 4). Negatives come from the
 micro-batch, so unlike other losses this one depends on its size, and two windows of one user in it count as two users.
-Invariant: a row of padding is neither recognised nor a negative.
+Items are told apart in the same way: an id by its features. Invariant: a row of padding is neither recognised nor
+a negative.
 """
 
 import torch
@@ -49,3 +50,20 @@ def contrastive_losses(vectors: Tensor, real: Tensor, temperature: float) -> Ten
     other_view = torch.arange(2 * num_users, device=vectors.device).roll(num_users)
     losses = F.cross_entropy(scores, other_view, reduction="none")
     return losses.view(2, num_users).mean(dim=0).masked_fill(~real, 0.0)
+
+
+def alignment_losses(ids: Tensor, features: Tensor, temperature: float) -> Tensor:
+    """[N] InfoNCE of items whose ids and features [N, D] shall name each other, the mean of both ways.
+
+    An item without features, or without an id of its own, has loss 0 and is no negative.
+
+    Source:
+        Radford et al. 2021, "CLIP", arXiv 2103.00020, figure 3.
+    """
+    real = ids.any(dim=1) & features.any(dim=1)
+    with torch.autocast(ids.device.type, enabled=False):
+        scores = F.normalize(ids.float(), dim=1) @ F.normalize(features.float(), dim=1).T / temperature
+    scores = scores.masked_fill(~(real & real[:, None]), _NEVER)
+    itself = torch.arange(len(ids), device=ids.device)
+    one, other = (F.cross_entropy(way, itself, reduction="none") for way in (scores, scores.T))
+    return ((one + other) / 2).masked_fill(~real, 0.0)

@@ -32,6 +32,7 @@ class ItemTable(nn.Module):
         label_smoothing: float = 0.0,
         seed: int | None = None,
         weighed_alike: bool = False,
+        apart: bool = False,
     ) -> Tensor:
         """Vectors of items, or scores of all items, or losses against all items, by what is given.
 
@@ -43,12 +44,13 @@ class ItemTable(nn.Module):
             label_smoothing: of these losses.
             seed: fixes what a table draws at random in training; None: nothing is drawn.
             weighed_alike: whether losses are going to be summed, see `model.losses.log_partition`.
+            apart: gives vectors [2, ..., D] instead, of the rows of ids and of what features say.
 
         Raises:
             ValueError: neither items nor states are given.
         """
         if item_index is not None:
-            return self._vectors(item_index, seed)
+            return self._apart(item_index) if apart else self._vectors(item_index, seed)
         if states is None:
             raise ValueError("ItemTable needs item_index or states")
         if targets is not None:
@@ -69,6 +71,11 @@ class ItemTable(nn.Module):
     def _vectors(self, item_index: Tensor, seed: int | None) -> Tensor:
         """[..., D] vectors of items."""
         return F.embedding(item_index, self.weight, padding_idx=PADDING_INDEX)
+
+    def _apart(self, item_index: Tensor) -> Tensor:
+        """[2, ..., D] what items are by their ids and by their features, of which there are none."""
+        ids = self._vectors(item_index, None)
+        return torch.stack([ids, torch.zeros_like(ids)])
 
     def _catalogue(self) -> Tensor:
         """[V, D] vectors of all items."""

@@ -138,6 +138,10 @@ class FeaturedItemTable(ItemTable):
         items, places = torch.unique(item_index, return_inverse=True)
         return F.embedding(places, self._compose(items, seed))
 
+    def _apart(self, item_index: Tensor) -> Tensor:
+        ids = F.embedding(item_index, self.weight, padding_idx=PADDING_INDEX)
+        return torch.stack([ids * self.has_events[item_index][..., None], self.features(item_index)])
+
     def _catalogue(self) -> Tensor:
         """All vectors, composed once as long as no weight changes where nothing is learned."""
         everything = torch.arange(len(self.weight), device=self.weight.device)

@@ -212,9 +212,19 @@ class ItemObjective(nn.Module):
         zeros = torch.zeros(*targets.shape, self.encoder.config.hidden_size, device=targets.device)
         return adversarial_loss(loss_at, zeros, self.adversarial)
 
-    def add_contrast(self, loss: Tensor, batch: TensorBatch, seed: int) -> Tensor:
-        """A summed loss and that of recognising users by two views of their windows, if that is learned."""
-        losses = self.auxiliary.of_users(self.encoder, batch, generator_of(seed, VIEWS)) if self.auxiliary else {}
+    def add_contrasts(self, loss: Tensor, batch: TensorBatch, targets: Tensor, seed: int) -> Tensor:
+        """A summed loss and those of telling users and items apart, if that is learned.
+
+        Args:
+            loss: of what comes next.
+            batch: whose users are told apart.
+            targets: [B, T] whose items are.
+            seed: fixes the views of users.
+        """
+        if self.auxiliary is None:
+            return loss
+        losses = self.auxiliary.of_users(self.encoder, batch, generator_of(seed, VIEWS))
+        losses |= self.auxiliary.of_items(self.encoder, targets)
         self._note(losses)
         return sum(losses.values(), loss)
 
@@ -250,7 +260,7 @@ class NextItemObjective(ItemObjective):
         if TARGET_ACTION_INDEX in changed:
             inputs = self.ask(inputs, changed[TARGET_ACTION_INDEX], seed)
         loss = self.mixture_loss(inputs, changed[TARGET_ITEM_INDEX], seed, num_targets, of_events)
-        return self.add_contrast(loss, batch, seed)
+        return self.add_contrasts(loss, batch, batch[TARGET_ITEM_INDEX], seed)
 
     def _augment(self, batch: TensorBatch, seed: int) -> Augmented:
         if self.augmentation.is_off:
@@ -277,7 +287,7 @@ class MaskedItemObjective(ItemObjective):
         inputs = event_inputs(batch) | {"hidden": hidden}
         inputs = self.ask(inputs, torch.where(hidden, batch[ACTION_INDEX], PADDING_INDEX), seed)
         loss = self.mixture_loss(inputs, torch.where(hidden, items, 0), seed, known.sum())
-        return self.add_contrast(loss, batch, seed)
+        return self.add_contrasts(loss, batch, torch.where(known, items, PADDING_INDEX), seed)
 
 
 class OutcomeObjective(nn.Module):

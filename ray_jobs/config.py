@@ -147,6 +147,11 @@ class Settings(SettingsModel):
     @model_validator(mode="after")
     def _check(self) -> "Settings":
         check_inputs(self.encoder.inputs, self.events.features)
+        if self.pretrain.auxiliary.item_alignment and not self.encoder.item_features:
+            raise ValueError(
+                "pretrain.auxiliary.item_alignment tells items by their features: name some in encoder.item_features, "
+                "or set it to 0"
+            )
         if isinstance(self.split, LeaveOneOut) and isinstance(self.finetune.task, OutcomeTask):
             raise ValueError(
                 "finetune.task outcome needs a moment in time, which split leave_one_out has not; use split kind time "

@@ -14,14 +14,16 @@ from data_io.batch import ITEM_INDEX, TARGET_ITEM_INDEX, Batch
 from data_io.config import SettingsError
 from data_io.side.features import ItemFeature, ItemFeatures
 from data_io.vocabulary import Vocabulary
+from model.auxiliary import AuxiliaryLosses, TargetRates
 from model.checkpoint import load_model, save_model
-from model.config import BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
+from model.config import AuxiliarySettings, BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
+from model.contrastive import alignment_losses
 from model.embedding import ItemTable
 from model.encoder import ClickformerEncoder
 from model.engine import parameter_groups, to_tensors
 from model.item_features import FeaturedItemTable
 from model.negatives import NegativeSampler
-from model.objectives import ItemLoss, NextItemObjective
+from model.objectives import Extras, ItemLoss, NextItemObjective
 from model.scoring import rank_items
 
 NUM_ITEMS, COLD = 12, (4, 9)
@@ -269,3 +271,31 @@ def make_events(items: np.ndarray) -> Batch:
         "moment": moment,
         "padding_mask": ones > 0,
     }
+
+
+def test_alignment_is_cross_entropy_both_ways_over_items_that_have_id_and_features() -> None:
+    ids, features = torch.randn(5, 4), torch.randn(5, 4)
+    ids[1], features[3] = 0, 0
+    kept = [0, 2, 4]
+    scores = F.normalize(ids[kept], dim=1) @ F.normalize(features[kept], dim=1).T / 0.1
+    ways = [F.cross_entropy(way, torch.arange(3), reduction="none") for way in (scores, scores.T)]
+    found = alignment_losses(ids, features, 0.1)
+    torch.testing.assert_close(found[kept], (ways[0] + ways[1]) / 2)
+    assert found[[1, 3]].tolist() == [0, 0]
+    assert alignment_losses(ids[:0], features[:0], 0.1).sum() == 0
+
+
+def test_items_are_told_by_features_as_often_as_they_are_targets(
+    make_featured: MakeEncoder, make_batch: MakeBatch
+) -> None:
+    encoder, batch = make_featured(), to_tensors(make_batch(6, 3, 0), CPU)
+    losses = AuxiliaryLosses(AuxiliarySettings(item_alignment=0.5), 8, 4, TargetRates(1.0, 1.0))
+    alone = NextItemObjective(encoder, make_loss(encoder, FullSoftmax()))
+    beside = NextItemObjective(encoder, make_loss(encoder, FullSoftmax()), Extras(auxiliary=losses))
+    targets = batch[TARGET_ITEM_INDEX]
+    items = targets[targets >= 2].unique()
+    table = table_of(encoder)
+    of_items = alignment_losses(table.weight[items] * table.has_events[items, None], table.features(items), 0.1)
+    often = torch.stack([(targets == item).sum() for item in items])
+    expected = alone(batch, seed=5) + 0.5 * (of_items * often).sum()
+    torch.testing.assert_close(beside(batch, seed=5), expected)

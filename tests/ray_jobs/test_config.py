@@ -129,6 +129,13 @@ def test_masked_items_take_what_gives_nothing_away() -> None:
     assert Settings.model_validate({"pretrain": section}).pretrain.adversarial == 1.0
 
 
+def test_items_are_told_by_features_only_where_there_are_some() -> None:
+    section = {"auxiliary": {"item_alignment": 0.1}}
+    assert "name some in encoder.item_features" in explain_content(pretrain=section)
+    named = Settings.model_validate({"pretrain": section, "encoder": {"item_features": ["brand"]}})
+    assert not named.pretrain.auxiliary.is_off
+
+
 def test_two_views_must_be_able_to_differ() -> None:
     message = explain_content(pretrain={"auxiliary": {"contrastive": 0.1, "contrastive_views": {}}})
     assert message.startswith("pretrain.auxiliary: contrastive compares two views: give contrastive_views a share")
