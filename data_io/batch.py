@@ -84,13 +84,21 @@ def collate(sequences: Sequences, examples: Examples) -> Batch:
     } | {f"{COLUMN}{name}": column.at(places, real) for name, column in sequences.columns.items()}
 
 
-def shifted_targets(sequences: Sequences, examples: Examples, target_actions: np.ndarray | None) -> np.ndarray:
-    """[B, T] the item of the event after each input of training windows; 0 where it is not to be predicted."""
+def shifted_targets(
+    sequences: Sequences, examples: Examples, target_actions: np.ndarray | None, *, new_only: bool = False
+) -> np.ndarray:
+    """[B, T] the item of the event after each input of training windows; 0 where it is not to be predicted.
+
+    To be predicted are events of the target actions (None: all) that have a known item, with `new_only` one that the
+    user did not have before.
+    """
     real, following = _following(examples)
     target = sequences.item_index[following].astype(np.int64)
     wanted = real & (target >= FIRST_INDEX)
     if target_actions is not None:
         wanted &= np.isin(sequences.action_index[following], target_actions)
+    if new_only:
+        wanted &= sequences.first_times[following]
     return np.where(wanted, target, PADDING_INDEX)
 
 

@@ -85,16 +85,23 @@ def history_examples(sequences: Sequences, now: int | None, length: int) -> Exam
 
 
 def next_item_examples(
-    sequences: Sequences, split: Split, stage: Stage, length: int, target_actions: np.ndarray | None
+    sequences: Sequences,
+    split: Split,
+    stage: Stage,
+    length: int,
+    target_actions: np.ndarray | None,
+    *,
+    new_only: bool = False,
 ) -> Examples:
     """One example for each user who has history before and a target after the stage's cutoff.
 
-    The target is the first event from the cutoff on that has an item and a wanted action; an item outside the
-    vocabulary counts, as one that no model can name. Under a time split the moment of prediction is the cutoff, under
-    leave-one-out the target's own time.
+    The target is the first event from the cutoff on that has an item, a wanted action and, with `new_only`, an item
+    that the user did not have before; an item outside the vocabulary counts, as one that no model can name. Under a
+    time split the moment of prediction is the cutoff, under leave-one-out the target's own time.
     """
     ends = history_ends(sequences, split, stage)
-    target = _first_target(sequences, ends, target_ends(sequences, split, stage), target_actions)
+    wanted = (sequences.item_index != PADDING_INDEX) & wanted_events(sequences, target_actions, new_only=new_only)
+    target = _first_of(wanted, ends, target_ends(sequences, split, stage))
     row = np.flatnonzero((target >= 0) & (ends > sequences.starts))
     by_time = isinstance(split, Cutoffs)
     moments = np.full(len(row), split.of(stage)) if by_time else sequences.event_time[target[row]]
@@ -133,13 +140,16 @@ def concatenate(parts: list[Examples]) -> Examples:
     return Examples(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def _first_target(
-    sequences: Sequences, begins: np.ndarray, ends: np.ndarray, target_actions: np.ndarray | None
-) -> np.ndarray:
-    """[U] the first event in [begin, end) with an item and a wanted action, or -1."""
-    wanted = sequences.item_index != PADDING_INDEX
-    if target_actions is not None:
-        wanted = wanted & np.isin(sequences.action_index, target_actions)
+def wanted_events(sequences: Sequences, actions: np.ndarray | None, *, new_only: bool) -> np.ndarray:
+    """[E] True at events of these actions (None: any) and, with `new_only`, of an item new to the user."""
+    wanted = np.ones(len(sequences.item_index), bool)
+    if actions is not None:
+        wanted &= np.isin(sequences.action_index, actions)
+    return wanted & sequences.first_times if new_only else wanted
+
+
+def _first_of(wanted: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """[U] the first wanted event in [begin, end), or -1."""
     places = np.append(np.flatnonzero(wanted), np.iinfo(np.int64).max)
     first = places[np.searchsorted(places, begins)]
     return np.where(first < ends, first, -1)

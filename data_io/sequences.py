@@ -6,17 +6,18 @@ How encoded events become sequences, and how parts of a user's sequence become o
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
 from data_io.columns import EncodedColumn, encode_column
-from data_io.schema import ACTION_INDEX, EVENT_TIME, ITEM_INDEX, UNKNOWN_INDEX, USER_ID
+from data_io.schema import ACTION_INDEX, EVENT_TIME, FIRST_INDEX, ITEM_INDEX, UNKNOWN_INDEX, USER_ID
 
 _EVENTS_AT_A_TIME = 1 << 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Sequences:
     """Users of one bucket: E events in flat columns, user u owning events offsets[u] to offsets[u + 1]."""
 
@@ -46,6 +47,15 @@ class Sequences:
     def ends(self) -> np.ndarray:
         """[U] one past the last event of each user."""
         return self.offsets[1:]
+
+    @cached_property
+    def first_times(self) -> np.ndarray:
+        """[E] True where a user has an item for the first time; items outside the vocabulary may all be other ones."""
+        row = np.repeat(np.arange(self.num_users), np.diff(self.offsets))
+        pairs = row * (int(self.item_index.max(initial=0)) + 1) + self.item_index
+        first = self.item_index < FIRST_INDEX
+        first[np.unique(pairs, return_index=True)[1]] = True
+        return first
 
     def known_to(self, vocabulary_size: int, num_actions: int) -> "Sequences":
         """The same events as a model sees them that was trained before the newest items and actions came up.

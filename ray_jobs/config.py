@@ -73,8 +73,8 @@ class EvaluationSettings(SettingsModel):
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(5, 10, 20), min_length=1)
     """Cut-offs K of recall, NDCG and MRR."""
     exclude_seen: bool = False
-    """Leave items of the user's own history out of the ranking, in the report and in the validation while training; the
-    figures say which. Jobs that train read it from the settings file."""
+    """Leave items of the user's own history out: of the ranking in the report, and of targets there and in training.
+    The figures say which. Jobs that train read it from the settings file."""
     models: tuple[str, ...] = Field(default=("encoder",), min_length=1)
     """Models of the run whose rankings are measured, by pretrain.name or as next_item tasks; each is held against
     those after it."""

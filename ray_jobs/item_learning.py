@@ -62,7 +62,8 @@ class ItemLearning:
     encoder_config: dict[str, Any]
     target_actions: list[str] | None
     exclude_seen: bool
-    """Whether validation leaves out items of a user's own history, as the report does."""
+    """Whether items of a user's own history are left out of the ranking, as in the report: then they are not trained on
+    either."""
     pretrained_url: str | None
     """Encoder to start from; None: a fresh one."""
     trainable: FrozenEncoder | TopLayers | FullEncoder
@@ -82,7 +83,7 @@ class ItemLearning:
 
     def make_batch(self, sequences: Sequences, examples: Examples) -> Batch:
         """Windows and, at each event, the item after it, with its action where that is asked for or learned."""
-        targets = {TARGET_ITEM_INDEX: shifted_targets(sequences, examples, self._trained_actions)}
+        targets = {TARGET_ITEM_INDEX: self._targets(sequences, examples)}
         if self._needs_actions:
             targets[TARGET_ACTION_INDEX] = shifted_actions(sequences, examples)
         return collate(sequences, examples) | targets
@@ -91,11 +92,11 @@ class ItemLearning:
         """The examples, and how often each item is a target: by that, negatives of a batch are corrected."""
         ends = history_ends(sequences, self.split, "validation")
         size = self.encoder_config["vocabulary_size"]
-        counts = count_items(sequences, ends, size, self._trained_actions)
+        counts = count_items(sequences, ends, size, self._trained_actions, new_only=self._new_only)
         begins = sequences.starts
         if self.windows_per_user is not None:
             begins = np.maximum(ends - self.windows_per_user * self.length, sequences.starts)
-            counts -= count_items(sequences, begins, size, self._trained_actions)
+            counts -= count_items(sequences, begins, size, self._trained_actions, new_only=self._new_only)
         return StoreIndex(
             num_examples=np.array([len(examples)]),
             item_counts=counts,
@@ -138,7 +139,9 @@ class ItemLearning:
 
     def validation_examples(self, sequences: Sequences) -> Examples:
         """The first target of each user after the validation cutoff."""
-        return next_item_examples(sequences, self.split, "validation", self.length, self._target_actions)
+        return next_item_examples(
+            sequences, self.split, "validation", self.length, self._target_actions, new_only=self.exclude_seen
+        )
 
     def validate(self, model: ClickformerEncoder, sequences: Sequences, examples: Examples) -> np.ndarray:
         """[N, 1] NDCG of each target in the full catalogue."""
@@ -147,9 +150,7 @@ class ItemLearning:
             _, scores = rank_items(model, batch)
             targets = torch.from_numpy(part.target.astype(np.int64)).to(scores.device)
             if self.exclude_seen:
-                own = scores.gather(1, targets[:, None])
                 exclude_items(scores, *seen_pairs(sequences, part))
-                scores.scatter_(1, targets[:, None], own)
             parts.append(ndcg_at(target_ranks(scores, targets).cpu().numpy(), VALIDATION_K)[:, None])
         return np.concatenate(parts)
 
@@ -165,6 +166,14 @@ class ItemLearning:
     @property
     def _can_be_asked(self) -> bool:
         return OwnInput.ASKED_ACTION in self.encoder_config["inputs"]
+
+    def _targets(self, sequences: Sequences, examples: Examples) -> np.ndarray:
+        return shifted_targets(sequences, examples, self._trained_actions, new_only=self._new_only)
+
+    @property
+    def _new_only(self) -> bool:
+        """Whether only items new to a user are targets; any item may be hidden."""
+        return self.exclude_seen and isinstance(self.objective, NextItem)
 
     @property
     def _needs_actions(self) -> bool:

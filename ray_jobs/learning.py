@@ -14,7 +14,7 @@ from torch import nn
 
 from data_io.batch import Batch
 from data_io.config import SettingsError
-from data_io.examples import Examples
+from data_io.examples import Examples, wanted_events
 from data_io.features import FEATURE_NAMES
 from data_io.schema import FIRST_INDEX
 from data_io.sequences import Sequences
@@ -154,7 +154,12 @@ def describe_split(split: Split) -> dict[str, str] | None:
 
 
 def count_items(
-    sequences: Sequences, ends: np.ndarray, vocabulary_size: int, actions: np.ndarray | None = None
+    sequences: Sequences,
+    ends: np.ndarray,
+    vocabulary_size: int,
+    actions: np.ndarray | None = None,
+    *,
+    new_only: bool = False,
 ) -> np.ndarray:
     """[V] events of each item before each user's end; padding and unknown count nothing.
 
@@ -163,13 +168,12 @@ def count_items(
         ends: [U] one past the last event of each user that counts.
         vocabulary_size: V.
         actions: action indices that count; None: any event.
+        new_only: whether only a user's first event with an item counts.
     """
     steps = np.zeros(len(sequences.item_index) + 1, np.int64)
     np.add.at(steps, sequences.starts, 1)
     np.add.at(steps, ends, -1)
-    inside = np.cumsum(steps[:-1]) > 0
-    if actions is not None:
-        inside &= np.isin(sequences.action_index, actions)
+    inside = (np.cumsum(steps[:-1]) > 0) & wanted_events(sequences, actions, new_only=new_only)
     counts = np.bincount(sequences.item_index[inside], minlength=vocabulary_size)
     counts[:FIRST_INDEX] = 0
     return counts

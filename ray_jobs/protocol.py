@@ -92,8 +92,8 @@ def _seen_in_words(options: EvaluationSettings) -> str:
     if not options.exclude_seen:
         return "Items of the user's own history stay in the ranking, of every ranker."
     return (
-        "Items of the user's own history are left out of the ranking, of every ranker, but for the target itself: a "
-        "target seen before stays."
+        "Items of the user's own history are left out of the ranking, of every ranker; so the target is one that the "
+        "user did not have before, and a user without such a target is not asked."
     )
 
 

@@ -156,7 +156,9 @@ class Evaluator:
         """
         length = max(model.config.sequence_length for model in self.models.values())
         actions = self.run.store.action_indices(self.run.target_actions)
-        examples = next_item_examples(sequences, self.run.split, "test", length, actions)
+        examples = next_item_examples(
+            sequences, self.run.split, "test", length, actions, new_only=self.run.exclude_seen
+        )
         names, size = (*self.models, *self.baselines.names), len(self.groups)
         ranks = {name: [np.zeros(0, np.int64)] for name in names}
         listed = {name: np.zeros(size, np.int64) for name in (*names, HISTORIES)}
@@ -201,7 +203,6 @@ class Evaluator:
         if self.run.exclude_seen:
             exclude_items(scores, *seen)
         best, items = top_k(scores, self.run.list_k)
-        scores.scatter_(1, targets[:, None], own)
         ranks = target_ranks(scores, targets).masked_fill(torch.isneginf(own[:, 0]), scores.shape[1] + 1)
         return ranks.cpu().numpy(), items[torch.isfinite(best)].cpu().numpy()
 

@@ -56,7 +56,7 @@ def train(
     """
     accumulation_steps(section.training, settings.cluster.num_workers)
     used = {"seed": settings.seed, "target_actions": settings.target_actions, "split": settings.split.model_dump()}
-    used |= {"exclude_seen": settings.evaluation.exclude_seen}  # validation ranks as the report does
+    used |= {"exclude_seen": settings.evaluation.exclude_seen}  # which targets are trained on and validated
     # what a model is called says nothing of what it learned, and the encoder it starts from is one of the inputs
     used |= {"section": section.model_dump(exclude={"name", "encoder"}), "inputs": inputs}
     mark = fingerprint(used)

@@ -1,6 +1,7 @@
 """Sequences: a log becomes users in order, however it is cut into runs, and no event is lost on the way."""
 
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -231,3 +232,10 @@ def test_what_came_up_after_a_model_was_trained_is_unknown_to_it(make_sequences:
     assert sequences.item_index.tolist() == [2, 5, 0, 1], "the store's own are as they were"
     assert sequences.known_to(6, 5) is sequences
     assert make_sequences().known_to(2, 2).num_users == 0
+
+
+@given(st.lists(st.lists(st.integers(0, 4), max_size=6), max_size=4))
+def test_first_times_are_those_of_a_naive_loop(make_sequences: Callable, users: list[list[int]]) -> None:
+    sequences = make_sequences(*([(time, item) for time, item in enumerate(user)] for user in users))
+    naive = [item < 2 or item not in user[:place] for user in users for place, item in enumerate(user)]
+    assert sequences.first_times.tolist() == naive

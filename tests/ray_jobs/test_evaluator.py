@@ -142,7 +142,7 @@ def evaluate(
 class Plain:
     """The same by loops over users and events: histories, counts and orders of all items."""
 
-    def __init__(self, store: FakeStore, urls: dict[str, str], split: Split) -> None:
+    def __init__(self, store: FakeStore, urls: dict[str, str], split: Split, *, new_only: bool = False) -> None:
         self.size = store.vocabulary.size
         self.users: dict[str, tuple[list[int], int]] = {}
         self.popularity, self.recent, self.training = Counter[int](), Counter[int](), Counter[int]()
@@ -162,7 +162,8 @@ class Plain:
                 for _, item in training:
                     if item >= FIRST_INDEX:
                         self.having.setdefault(item, set()).add(user)
-                targets = [item for _, item in events[len(history) :] if item]
+                had = {item for _, item in history if item >= FIRST_INDEX} if new_only else set()
+                targets = [item for _, item in events[len(history) :] if item and item not in had]
                 if history and targets:
                     self.users[user] = [item for _, item in history], targets[0]
             for name, url in urls.items():
@@ -227,7 +228,7 @@ def test_every_ranker_equals_a_plain_sort(
 ) -> None:
     split = make_split(store, kind)
     table, listed = evaluate(store, model_urls, split, exclude_seen=exclude_seen)
-    plain = Plain(store, model_urls, split)
+    plain = Plain(store, model_urls, split, new_only=exclude_seen)
     users = table.column("user_id").to_pylist()
     assert set(users) == set(plain.users)
     assert len(users) == len(plain.users) > 20
@@ -236,7 +237,7 @@ def test_every_ranker_equals_a_plain_sort(
         for user in users:
             history, target = plain.users[user]
             seen = set(history) if exclude_seen else set()
-            ranked = plain.order(ranker, user, seen - {target})
+            ranked = plain.order(ranker, user, seen)
             ranks.append(ranked.index(target) + 1 if target in ranked else np.inf)
             lists.update(plain.order(ranker, user, seen)[:LIST_K])
         found = table.column(f"rank_{ranker}").to_numpy()

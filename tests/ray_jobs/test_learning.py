@@ -200,11 +200,30 @@ def test_validation_leaves_seen_items_out_only_where_the_report_does(
     item_learning: ItemLearning, sequences: Sequences
 ) -> None:
     model = item_learning.model_of(item_learning.build(count_bucket(item_learning, sequences))).eval()
-    examples = item_learning.validation_examples(sequences)
+    new_only = replace(item_learning, exclude_seen=True)
+    examples = new_only.validation_examples(sequences)
+    assert set(examples.row) <= set(item_learning.validation_examples(sequences).row)
     with_seen = item_learning.validate(model, sequences, examples)
-    without = replace(item_learning, exclude_seen=True).validate(model, sequences, examples)
+    without = new_only.validate(model, sequences, examples)
     assert (without >= with_seen).all()
     assert (without > with_seen).any()
+
+
+def test_where_seen_items_are_left_out_only_new_ones_are_trained_on(
+    item_learning: ItemLearning, sequences: Sequences
+) -> None:
+    new_only = replace(item_learning, exclude_seen=True)
+    examples = new_only.make_examples(sequences)
+    every, new = (way.make_batch(sequences, examples)[TARGET_ITEM_INDEX] for way in (item_learning, new_only))
+    for row, (start, end) in enumerate(zip(examples.start, examples.end, strict=True)):
+        begin = sequences.starts[examples.row[row]]
+        for place in range(start, end):
+            had = sequences.item_index[begin : place + 1].tolist()
+            target = every[row, place - start]
+            assert new[row, place - start] == (0 if target in had else target)
+    counts = np.bincount(new[new > 0], minlength=6)
+    first_events = np.bincount(sequences.item_index[sequences.starts[np.unique(examples.row)]], minlength=6)
+    assert (count_bucket(new_only, sequences).item_counts[2:] == (counts + first_events)[2:]).all()
 
 
 def test_metrics_of_known_values(item_learning: ItemLearning, outcome_learning: OutcomeLearning) -> None:

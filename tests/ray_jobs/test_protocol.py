@@ -35,7 +35,7 @@ def test_settings_that_change_figures_are_told() -> None:
     evaluation = {"exclude_seen": True, "recent_days": 2, "rare_events": 9, "num_resamples": 77, "item_knn": knn}
     found = describe(evaluation=evaluation | {"ks": (3, 5)}, target_actions=["buy", "cart"], seed=6)
     assert "an action among buy, cart, seen items left out" in found["ranking"]
-    assert "a target seen before stays" in found["seen"]
+    assert "a user without such a target is not asked" in found["seen"]
     assert "last 2 days" in found["baselines"]["recent_popularity"]
     assert "3 nearest items of each of the user's newest 4 events" in found["baselines"]["item_knn"]
     assert "0.5 times as much" in found["baselines"]["item_knn"]
