@@ -87,8 +87,6 @@ class ClickformerPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=EMBEDDING_STD if isinstance(module, ItemTable) else CONTEXT_STD)
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        if isinstance(module, SelfAttention):
-            module.copy_history()
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.LayerNorm):
@@ -134,6 +132,10 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         self.readout = Readout(config.hidden_size, config.num_actions, config.inputs)
         self.repeat_choice = RepeatChoice(config.hidden_size, causal=causal) if config.repeats else None
         self.post_init()
+        for attention in (module for module in self.blocks.modules() if isinstance(module, SelfAttention)):
+            # Not in _init_weights: transformers calls it only for modules that own a weight themselves.
+            if not attention.project_in.weight.is_meta:
+                attention.copy_history()
 
     def forward(
         self,

@@ -162,3 +162,12 @@ def test_scores_on_a_gpu_are_those_of_the_cpu(make_encoder: Callable, make_batch
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         found = encoder.to(device).rank_items(to_tensors(batch, device))[1]
     torch.testing.assert_close(found.float().cpu()[:, 2:], expected[:, 2:], atol=0.2, rtol=0.1)
+
+
+@pytest.mark.parametrize("block", ["transformer", "ligr"])
+def test_a_fresh_attention_passes_on_the_mean_of_what_it_sees(block: str) -> None:
+    config = ClickformerConfig(vocabulary_size=9, num_actions=4, hidden_size=16, block=block)
+    for attention in (layer.attention for layer in ClickformerEncoder(config).blocks):
+        query_key, value = attention.project_in.weight.split([32, 16])
+        assert query_key.std() < 0.05
+        torch.testing.assert_close(attention.project_out.weight @ value, torch.eye(16), atol=1e-5, rtol=0)
