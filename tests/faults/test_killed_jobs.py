@@ -129,7 +129,7 @@ def test_a_killed_training_goes_on_in_the_middle_of_an_epoch_to_the_same_weights
 
 def _publish_untrained(settings: Settings, store: SequenceStore) -> None:
     torch.manual_seed(0)
-    config: dict[str, Any] = settings.encoder.model_dump() | {
+    config: dict[str, Any] = settings.encoder.model_dump(exclude={"inputs"}) | {
         "vocabulary_size": store.vocabulary.size,
         "num_actions": 10,
     }

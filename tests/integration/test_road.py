@@ -248,7 +248,7 @@ def test_a_model_of_another_vocabulary_is_refused_and_one_of_its_beginning_is_no
 
 def publish_untrained(settings: Settings, vocabulary: Vocabulary, num_actions: int) -> None:
     """Publish an encoder that has learned nothing, for a vocabulary."""
-    shape: dict[str, Any] = settings.encoder.model_dump()
+    shape: dict[str, Any] = settings.encoder.model_dump(exclude={"inputs"})
     shape |= {"vocabulary_size": vocabulary.size, "num_actions": num_actions + FIRST_INDEX}
     config = ClickformerConfig(**shape)
     facts = {"kind": "next_item", "fingerprint": f"of {vocabulary.size}"}
