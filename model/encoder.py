@@ -42,8 +42,8 @@ from model.transformer import PACKABLE, FeedForward, make_block
 
 EMBEDDING_STD = 0.02
 CONTEXT_STD = 0.002
-"""Of what stands beside an item's vector, and tells little at first: where it starts as large as items, what all events
-have in common hides them: Amazon Sports then took about twice the epochs."""
+"""Of what stands beside an item's vector, which shall tell little at first: as large as items, what all events have in
+common would hide them."""
 READOUT_INPUTS = (ELAPSED, ASKED_ACTION)
 """Inputs that only the readout knows: states before it do not depend on them."""
 
@@ -87,8 +87,8 @@ class ClickformerPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.weight, std=EMBEDDING_STD if isinstance(module, ItemTable) else CONTEXT_STD)
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)

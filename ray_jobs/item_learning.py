@@ -83,7 +83,8 @@ class ItemLearning:
 
     def make_batch(self, sequences: Sequences, examples: Examples) -> Batch:
         """Windows and, at each event, the item after it, with its action where that is asked for or learned."""
-        targets = {TARGET_ITEM_INDEX: self._targets(sequences, examples)}
+        items = shifted_targets(sequences, examples, self._trained_actions, new_only=self._new_only)
+        targets = {TARGET_ITEM_INDEX: items}
         if self._needs_actions:
             targets[TARGET_ACTION_INDEX] = shifted_actions(sequences, examples)
         return collate(sequences, examples) | targets
@@ -166,9 +167,6 @@ class ItemLearning:
     @property
     def _can_be_asked(self) -> bool:
         return OwnInput.ASKED_ACTION in self.encoder_config["inputs"]
-
-    def _targets(self, sequences: Sequences, examples: Examples) -> np.ndarray:
-        return shifted_targets(sequences, examples, self._trained_actions, new_only=self._new_only)
 
     @property
     def _new_only(self) -> bool:
