@@ -111,14 +111,15 @@ class _GuardedWorker:
 
 
 def _results(mapped: ray.data.Dataset) -> Iterator[Any]:
-    rows = iter(mapped.iter_rows())
+    # Threads of Ray Data that are at work when Ray is shut down end the process before it has said why. So none reads
+    # ahead, and what the error's traceback would keep alive is let go of.
+    blocks = iter(mapped.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
     try:
-        for row in rows:
-            result = pickle.loads(row[_RESULT])
-            if isinstance(result, Exception):
-                raise result
-            yield result
+        for block in blocks:
+            for value in block.column(_RESULT):
+                result = pickle.loads(value.as_py())
+                if isinstance(result, Exception):
+                    raise result
+                yield result
     finally:
-        # The error's traceback would keep them, and with them threads of Ray Data that are at work when Ray is shut
-        # down: that ends the process before it has said why.
-        del rows, mapped
+        del blocks, mapped
