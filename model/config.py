@@ -173,6 +173,9 @@ class OptimizerSettings(SettingsModel):
     """Optimizer steps of linear warm-up."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm over all parameters."""
+    average_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Validated and published is a moving average of the weights of which each step leaves this share as it was: 0.999
+    is a mean of some thousand steps. 0: the weights themselves."""
 
 
 class TrainingSettings(SettingsModel):
@@ -244,6 +247,25 @@ class AuxiliarySettings(SettingsModel):
         return self
 
 
+class RandomItems(SettingsModel):
+    """Item vectors start at random."""
+
+    kind: Literal["random"] = "random"
+    """Which variant this is; another is chosen in the settings file."""
+
+
+class NeighbourItems(SettingsModel):
+    """Items that the same users had start near each other, so that those with few events need fewer steps."""
+
+    kind: Literal["neighbours"] = "neighbours"
+    """Which variant this is; another is chosen in the settings file."""
+    num_neighbours: int = Field(default=100, ge=1)
+    """Nearest items that are looked at of each item."""
+    max_pairs: int = Field(default=300_000_000, ge=0)
+    """Pairs of items a user had both of, summed over users, beyond which vectors start at random and the job says so:
+    each pass over the log counts some 5 million of them."""
+
+
 class PretrainSettings(SettingsModel):
     """Self-supervised pretraining."""
 
@@ -255,6 +277,8 @@ class PretrainSettings(SettingsModel):
     """The loss over items."""
     windows_per_user: int | None = Field(default=None, ge=1)
     """Newest windows of encoder.sequence_length events of a user that an epoch trains on; None: the whole history."""
+    item_vectors: Annotated[RandomItems | NeighbourItems, Field(discriminator="kind")] = RandomItems()
+    """Where the vectors of items start."""
     auxiliary: AuxiliarySettings = AuxiliarySettings()
     """What is learned beside items."""
     augmentation: AugmentationSettings = AugmentationSettings()

@@ -63,6 +63,12 @@ class ItemTable(nn.Module):
         """Item vectors [..., D] as states are held against them: of length 1 where that is by cosine."""
         return F.normalize(vectors, dim=-1) if self.cosine else vectors
 
+    @torch.no_grad()
+    def start_at(self, directions: Tensor) -> None:
+        """Turn the fresh vectors of real items the way of directions [V, D] of length 1; they keep their length."""
+        lengths = self.weight[FIRST_INDEX:].norm(dim=1, keepdim=True)
+        self.weight[FIRST_INDEX:] = directions[FIRST_INDEX:] * lengths
+
     @property
     def items_with_events(self) -> Tensor | None:
         """[N] items that training knows by events, for negatives to be drawn from; None: all of them."""

@@ -53,17 +53,28 @@ EncoderInputs = dict[str, Any]
 
 
 class Readout(nn.Module):
-    """A state and what is asked (after what time, for which action), as a vector that can be held against items."""
+    """A state and what is asked (after what time, for which action), as a vector that can be held against items.
+
+    Where something is asked, a feed-forward layer bends the state by it.
+    """
 
     def __init__(self, hidden_size: int, num_actions: int, inputs: Mapping[str, str]) -> None:
         super().__init__()
         sees = OwnInput.ELAPSED in inputs
         self.elapsed = nn.Embedding(NUM_TIME_BUCKETS, hidden_size, padding_idx=0) if sees else None
-        self.norm = nn.LayerNorm(hidden_size)
-        self.feed_forward = FeedForward(hidden_size)
-        self.output_norm = nn.LayerNorm(hidden_size)
         sees = OwnInput.ASKED_ACTION in inputs
         self.asked_action = nn.Embedding(num_actions, hidden_size, padding_idx=PADDING_INDEX) if sees else None
+        asks = self.elapsed is not None or self.asked_action is not None
+        self.norm = nn.LayerNorm(hidden_size) if asks else None
+        self.feed_forward = FeedForward(hidden_size) if asks else None
+        self.output_norm = nn.LayerNorm(hidden_size)
+
+    @torch.no_grad()
+    def pass_states(self) -> None:
+        """Fresh weights by which states go through as they are: a layer that bends them at random hides the items that
+        they were made of, and many steps are lost on finding them again."""
+        if self.feed_forward is not None:
+            nn.init.zeros_(self.feed_forward.down.weight)
 
     def forward(self, states: Tensor, elapsed: Tensor, asked_action: Tensor) -> Tensor:
         """[..., D] from states [..., D], time buckets [...] and actions [...], 0 where none is asked for."""
@@ -71,7 +82,9 @@ class Readout(nn.Module):
             states = states + self.elapsed(elapsed)
         if self.asked_action is not None:
             states = states + self.asked_action(asked_action)
-        return self.output_norm(states + self.feed_forward(self.norm(states)))
+        if self.norm is not None and self.feed_forward is not None:
+            states = states + self.feed_forward(self.norm(states))
+        return self.output_norm(states)
 
 
 class ClickformerPreTrainedModel(PreTrainedModel):
@@ -132,10 +145,15 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         self.readout = Readout(config.hidden_size, config.num_actions, config.inputs)
         self.repeat_choice = RepeatChoice(config.hidden_size, causal=causal) if config.repeats else None
         self.post_init()
+        if not self.item_table.weight.is_meta:
+            self._start()
+
+    def _start(self) -> None:
+        """Fresh weights that pass on what users had: not in _init_weights, which transformers calls only for modules
+        that own a weight themselves."""
+        self.readout.pass_states()
         for attention in (module for module in self.blocks.modules() if isinstance(module, SelfAttention)):
-            # Not in _init_weights: transformers calls it only for modules that own a weight themselves.
-            if not attention.project_in.weight.is_meta:
-                attention.copy_history()
+            attention.copy_history()
 
     def forward(
         self,

@@ -7,7 +7,8 @@ micro-batch size or the ZeRO stage.
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from transformers.pytorch_utils import Conv1D
 
 from data_io.batch import Batch
 from data_io.config import SettingsError
+from model.averaging import WeightAverage
 from model.config import OptimizerSettings, TrainingSettings
 from model.encoder import TensorBatch
 
 _MIN_RATE_SHARE = 0.01
+_MEANS = "means"
+"""Key of the mean weights in a checkpoint."""
 
 
 class NonFiniteLossError(Exception):
@@ -115,6 +119,7 @@ class TrainEngine:
         self._accumulation = accumulation_steps(training, self.world_size)
         self._zero_stage = training.zero_stage
         self._engine = _initialize(objective, training, optimizer, self.world_size, device)
+        self._average = WeightAverage(self._engine.module, optimizer.average_decay)
 
     @property
     def module(self) -> nn.Module:
@@ -145,23 +150,32 @@ class TrainEngine:
                 self._check_finite(total / total_weight, step)
             self._engine.backward(loss * (self.world_size * self._accumulation / total_weight))
             self._engine.step()
+        self._average.update(step)
         norm = self._engine.get_global_grad_norm()
         return StepResult(self._sum(total) / total_weight, float(norm) if norm is not None else float("nan"))
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of weights and optimizer state; all ranks must call it."""
-        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+        self._engine.save_checkpoint(
+            str(folder), tag="state", save_latest=False, client_state={_MEANS: self._average.state()}
+        )
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; all ranks must call it, as many as saved."""
-        self._engine.load_checkpoint(str(folder), tag="state")
+        _, kept = self._engine.load_checkpoint(str(folder), tag="state")
+        self._average.load(kept[_MEANS])
 
-    def gathered_parameters(self) -> Any:
-        """A context in which every parameter is whole on every rank, for validation and export."""
+    @contextmanager
+    def gathered_parameters(self) -> Iterator[None]:
+        """A context in which every parameter is whole on every rank and its mean, for validation and export."""
         import deepspeed
 
-        enabled = self._zero_stage == 3
-        return deepspeed.zero.GatheredParameters(list(self.module.parameters()), modifier_rank=None, enabled=enabled)
+        parameters, enabled = list(self.module.parameters()), self._zero_stage == 3
+        with (
+            self._average.in_place(),
+            deepspeed.zero.GatheredParameters(parameters, modifier_rank=None, enabled=enabled),
+        ):
+            yield
 
     def _sum(self, value: float) -> float:
         total = torch.tensor(value, dtype=torch.float64, device=self.device)

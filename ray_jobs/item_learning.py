@@ -197,6 +197,8 @@ class ItemLearning:
         if self.pretrained_url is None:
             encoder = ClickformerEncoder(ClickformerConfig(**self.encoder_config))
             tell_features(encoder, self.store, index.item_events)
+            if index.item_vectors is not None:
+                encoder.item_table.start_at(torch.tensor(index.item_vectors))
             return encoder
         encoder = load_model(self.pretrained_url).encoder
         free_parameters(encoder, self.trainable)

@@ -39,6 +39,8 @@ class StoreIndex:
     """Events of training history, of any action."""
     item_events: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """[V] events of each item in training history, of any action; empty where items are known by their id alone."""
+    item_vectors: np.ndarray | None = None
+    """[V, D] of length 1, where item vectors point at first; None: at random."""
     feature_sums: np.ndarray = field(default_factory=lambda: np.zeros((3, len(FEATURE_NAMES))))
     """[3, F] number, sum and sum of squares of scaled features over training examples."""
 

@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ def train(
     learning: Learning,
     output_url: str,
     inputs: dict[str, Any],
+    prepare: Callable[[StoreIndex], StoreIndex] = lambda index: index,
 ) -> None:
     """Train a task and publish it at `output_url`; a run that was cut off goes on where it was.
 
@@ -50,6 +52,7 @@ def train(
         learning: what is learned.
         output_url: folder of the model.
         inputs: fingerprints of what the model is made from.
+        prepare: adds to what is counted over the store before training starts.
 
     Raises:
         SettingsError: the batch does not divide among the workers, or no user has enough history to train on.
@@ -75,7 +78,7 @@ def train(
         run = TrainRun(
             name=name,
             learning=learning,
-            index=index,
+            index=prepare(index),
             training=section.training,
             optimizer=section.optimizer,
             seed=settings.seed,

@@ -1,28 +1,33 @@
 """DeepSpeed ZeRO 0 to 3 on two gloo workers against plain PyTorch, step by step."""
 
 import os
+import pickle
 import socket
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
+from torch import nn
 
 from data_io.batch import ACTION_INDEX, COLUMN, ELAPSED, GAP, ITEM_INDEX, MOMENT, PADDING_MASK, TARGET_ITEM_INDEX, Batch
 from data_io.side.features import ItemFeatures
 from model.checkpoint import CheckpointError, TrainPosition, resume, save_checkpoint
 from model.config import BinaryLoss, FullSoftmax, OptimizerSettings, TrainingSettings
 from model.encoder import ClickformerConfig, ClickformerEncoder
-from model.engine import TrainEngine, learning_rate_at, parameter_groups, to_tensors
+from model.engine import TrainEngine, deepspeed_config, learning_rate_at, parameter_groups, to_tensors
 from model.item_features import FeaturedItemTable
 from model.objectives import ItemLoss, NextItemObjective
 
 NUM_STEPS, WORLD_SIZE, MICRO, LENGTH, ITEMS = 10, 2, 4, 6, 30
-OPTIMIZER = OptimizerSettings(learning_rate=0.01, warmup_steps=3, max_gradient_norm=0.5)
+OPTIMIZER = OptimizerSettings(learning_rate=0.01, warmup_steps=3, max_gradient_norm=0.5, average_decay=0.7)
 CPU = torch.device("cpu")
+Weights = dict[str, np.ndarray]
+RESULTS = "results.pickle"
 NETWORKS: dict[str, dict[str, Any]] = {
     "ligr": {"block": "ligr", "positions": "learned"},
     "hstu": {"block": "hstu"},
@@ -77,9 +82,14 @@ def step_batches(step: int, rank: int, accumulation: int) -> list[Batch]:
 
 def plain_losses(**network: Any) -> list[float]:
     """The same steps in one process without DeepSpeed."""
+    return plain_run(**network)[0]
+
+
+def plain_run(**network: Any) -> tuple[list[float], Weights]:
+    """Losses of these steps, and the mean weights after them."""
     objective = make_objective(**network)
     optimizer = torch.optim.AdamW(parameter_groups(objective, OPTIMIZER.weight_decay), lr=1.0)
-    losses = []
+    losses, means = [], weights_of(objective)
     for step in range(NUM_STEPS):
         parts = [step_batches(step, rank, 1)[0] for rank in range(WORLD_SIZE)]
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -91,7 +101,18 @@ def plain_losses(**network: Any) -> list[float]:
             group["lr"] = learning_rate_at(OPTIMIZER, step, NUM_STEPS)
         optimizer.step()
         losses.append(float(loss.detach()))
-    return losses
+        decay = min(OPTIMIZER.average_decay, (1 + step) / (10 + step))
+        means = {name: decay * means[name] + (1 - decay) * now for name, now in weights_of(objective).items()}
+    return losses, means
+
+
+def weights_of(objective: nn.Module) -> Weights:
+    return {name: parameter.detach().clone().numpy() for name, parameter in objective.named_parameters()}
+
+
+def published_weights(engine: TrainEngine) -> Weights:
+    with engine.gathered_parameters():
+        return weights_of(engine.module)
 
 
 def make_engine(stage: int, accumulation: int = 1, **network: Any) -> TrainEngine:
@@ -135,11 +156,25 @@ def resumed_losses(stage: int, url: str) -> dict[str, Any]:
     return {
         "step": position.step,
         "losses": run_steps(second, range(position.step, NUM_STEPS)),
+        "published": published_weights(second),
         "other_settings": failure_of(second, url, "settings-b"),
     }
 
 
-def work(rank: int, port: int, folder: str, results: Any) -> None:
+def trained_weights(stage: int) -> tuple[Weights, float]:
+    """What would be published after all steps, and the loss of the step after that, which is of the weights again."""
+    engine = make_engine(stage)
+    run_steps(engine, range(NUM_STEPS))
+    return published_weights(engine), run_steps(engine, range(NUM_STEPS, NUM_STEPS + 1))[0]
+
+
+def sharding_all(*arguments: Any) -> dict[str, Any]:
+    """DeepSpeed's configuration, but not even small parameters are whole on each rank between their uses."""
+    config = deepspeed_config(*arguments)
+    return config | {"zero_optimization": config["zero_optimization"] | {"stage3_param_persistence_threshold": 0}}
+
+
+def work(rank: int, port: int, folder: Path) -> None:
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -150,13 +185,16 @@ def work(rank: int, port: int, folder: str, results: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE)
     found: dict[str, Any] = {f"stage {stage}": run_steps(make_engine(stage), range(NUM_STEPS)) for stage in range(4)}
+    found |= {f"published {stage}": trained_weights(stage) for stage in range(4)}
+    with patch("model.engine.deepspeed_config", sharding_all):
+        found["published by parts"] = trained_weights(3)
     found["accumulated"] = run_steps(make_engine(1, accumulation=2), range(NUM_STEPS), accumulation=2)
     for name, network in NETWORKS.items():
         found[name] = run_steps(make_engine(3, **network), range(NUM_STEPS))
     for stage in (0, 1, 2, 3):
         found[f"resumed {stage}"] = resumed_losses(stage, f"{folder}/stage-{stage}")
     if rank == 0:
-        results.put(found)
+        (folder / RESULTS).write_bytes(pickle.dumps(found))
     dist.barrier()
 
 
@@ -166,11 +204,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    arguments = (port, str(tmp_path_factory.mktemp("checkpoints")), results)
-    mp.start_processes(work, args=arguments, nprocs=WORLD_SIZE, join=True, start_method="spawn")
-    return results.get()
+    folder = tmp_path_factory.mktemp("zero")
+    mp.start_processes(work, args=(port, folder), nprocs=WORLD_SIZE, join=True, start_method="spawn")
+    return pickle.loads((folder / RESULTS).read_bytes())
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -195,6 +231,23 @@ def test_resumed_run_equals_the_undisturbed_one_and_skips_a_torn_checkpoint(foun
     resumed = found[f"resumed {stage}"]
     assert resumed["step"] == 5
     assert resumed["losses"] == found[f"stage {stage}"][5:], "bit-equal on the same number of workers"
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_resumed_run_publishes_what_the_undisturbed_one_does(found: dict[str, Any], stage: int) -> None:
+    undisturbed = found[f"published {stage}"][0]
+    for name, weights in found[f"resumed {stage}"]["published"].items():
+        np.testing.assert_array_equal(weights, undisturbed[name], err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["0", "1", "2", "3", "by parts"])
+def test_what_is_published_is_the_mean_of_the_weights_of_all_steps(found: dict[str, Any], kind: str) -> None:
+    published, loss_after = found[f"published {kind}"]
+    _, means = plain_run()
+    assert published.keys() == means.keys()
+    for name, mean in means.items():
+        np.testing.assert_allclose(published[name], mean, atol=1e-3, rtol=0, err_msg=name)
+    assert loss_after == pytest.approx(found["published 0"][1], abs=1e-4), "the weights are there again"
 
 
 def test_checkpoint_of_other_settings_is_refused(found: dict[str, Any]) -> None:

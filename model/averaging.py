@@ -1,0 +1,71 @@
+"""The mean of the weights of the last steps, which ranks better than the weights of any one step.
+
+Invariant: each rank keeps the mean of what it holds of each parameter, all of it or under ZeRO-3 its part, so the mean
+is as sharded as the parameters are.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+_HEAD_START = 10
+"""The mean of the first steps forgets faster, so that it is soon one of weights that have learned something."""
+
+
+class WeightAverage:
+    """Exponential moving average of the parameters that learn.
+
+    Args:
+        module: whose parameters.
+        decay: share of the mean that a step leaves as it was; 0 keeps no mean, and the weights stand for it.
+
+    Source:
+        Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging"; with the shorter memory of
+        the first steps as tf.train.ExponentialMovingAverage has it.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad and decay]
+        self._means = [tensor.clone() for tensor in self._held()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step (from 0)."""
+        if self._means:
+            decay = min(self._decay, (1 + step) / (_HEAD_START + step))
+            torch._foreach_lerp_(self._means, self._held(), 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """A context in which the parameters are their means; all ranks must enter it."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def state(self) -> list[Tensor]:
+        """The means, for a checkpoint."""
+        return self._means
+
+    def load(self, state: list[Tensor]) -> None:
+        """Take over means that `state` gave on the same rank."""
+        for mean, saved in zip(self._means, state, strict=True):
+            mean.copy_(saved)
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for mean, tensor in zip(self._means, self._held(), strict=True):
+            weights = tensor.clone()
+            tensor.copy_(mean)
+            mean.copy_(weights)
+        # Under ZeRO-3 small parameters are also whole on every rank: let go of, they are gathered from the parts again.
+        whole = [parameter for parameter in self._parameters if parameter.numel() and hasattr(parameter, "ds_tensor")]
+        if whole:
+            whole[0].partition(param_list=whole)
+
+    def _held(self) -> list[Tensor]:
+        return [getattr(parameter, "ds_tensor", parameter.data) for parameter in self._parameters]
