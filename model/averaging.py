@@ -6,6 +6,7 @@ is as sharded as the parameters are.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ class WeightAverage:
         """Take in the weights after a step (from 0)."""
         if self._means:
             decay = min(self._decay, (1 + step) / (_HEAD_START + step))
-            torch._foreach_lerp_(self._means, self._held(), 1 - decay)
+            for mean, tensor in zip(self._means, self._held(), strict=True):
+                mean.lerp_(tensor, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -63,7 +65,7 @@ class WeightAverage:
             tensor.copy_(mean)
             mean.copy_(weights)
         # Under ZeRO-3 small parameters are also whole on every rank: let go of, they are gathered from the parts again.
-        whole = [parameter for parameter in self._parameters if parameter.numel() and hasattr(parameter, "ds_tensor")]
+        whole: list[Any] = [p for p in self._parameters if p.numel() and hasattr(p, "ds_tensor")]
         if whole:
             whole[0].partition(param_list=whole)
 

@@ -22,12 +22,10 @@ from data_io.batch import (
     GAP,
     ITEM_INDEX,
     MOMENT,
-    NUM_TIME_BUCKETS,
     PADDING_MASK,
 )
 from data_io.config import SettingsError
-from data_io.inputs import OwnInput
-from data_io.schema import FIRST_INDEX, PADDING_INDEX
+from data_io.schema import FIRST_INDEX
 from data_io.side.features import ItemFeatures
 from model.attention import SelfAttention
 from model.backbone import Backbone, BackboneShape
@@ -36,55 +34,19 @@ from model.embedding import EventEmbedding, ItemTable
 from model.encoder_config import ClickformerConfig
 from model.event_inputs import FurtherInputs, has_further
 from model.item_features import FeaturedItemTable, make_item_table
+from model.neighbour_choice import NeighbourChoice
 from model.packing import can_pack, make_packing
+from model.readout import Readout
 from model.repeat import RepeatChoice, mix_scores
-from model.transformer import PACKABLE, FeedForward, make_block
+from model.transformer import PACKABLE, make_block
 
 EMBEDDING_STD = 0.02
 CONTEXT_STD = 0.002
 """Of what stands beside an item's vector, which shall tell little at first: as large as items, what all events have in
 common would hide them."""
-READOUT_INPUTS = (ELAPSED, ASKED_ACTION)
-"""Inputs that only the readout knows: states before it do not depend on them."""
-
 TensorBatch = dict[str, Tensor]
 EncoderInputs = dict[str, Any]
 """What `ClickformerEncoder.forward` takes, by the names of its parameters."""
-
-
-class Readout(nn.Module):
-    """A state and what is asked (after what time, for which action), as a vector that can be held against items.
-
-    Where something is asked, a feed-forward layer bends the state by it.
-    """
-
-    def __init__(self, hidden_size: int, num_actions: int, inputs: Mapping[str, str]) -> None:
-        super().__init__()
-        sees = OwnInput.ELAPSED in inputs
-        self.elapsed = nn.Embedding(NUM_TIME_BUCKETS, hidden_size, padding_idx=0) if sees else None
-        sees = OwnInput.ASKED_ACTION in inputs
-        self.asked_action = nn.Embedding(num_actions, hidden_size, padding_idx=PADDING_INDEX) if sees else None
-        asks = self.elapsed is not None or self.asked_action is not None
-        self.norm = nn.LayerNorm(hidden_size) if asks else None
-        self.feed_forward = FeedForward(hidden_size) if asks else None
-        self.output_norm = nn.LayerNorm(hidden_size)
-
-    @torch.no_grad()
-    def pass_states(self) -> None:
-        """Fresh weights by which states go through as they are: a layer that bends them at random hides the items that
-        they were made of, and many steps are lost on finding them again."""
-        if self.feed_forward is not None:
-            nn.init.zeros_(self.feed_forward.down.weight)
-
-    def forward(self, states: Tensor, elapsed: Tensor, asked_action: Tensor) -> Tensor:
-        """[..., D] from states [..., D], time buckets [...] and actions [...], 0 where none is asked for."""
-        if self.elapsed is not None:
-            states = states + self.elapsed(elapsed)
-        if self.asked_action is not None:
-            states = states + self.asked_action(asked_action)
-        if self.norm is not None and self.feed_forward is not None:
-            states = states + self.feed_forward(self.norm(states))
-        return self.output_norm(states)
 
 
 class ClickformerPreTrainedModel(PreTrainedModel):
@@ -144,6 +106,8 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         )
         self.readout = Readout(config.hidden_size, config.num_actions, config.inputs)
         self.repeat_choice = RepeatChoice(config.hidden_size, causal=causal) if config.repeats else None
+        shape = (config.hidden_size, config.vocabulary_size, config.neighbours)
+        self.neighbour_choice = NeighbourChoice(*shape) if config.neighbours else None
         self.post_init()
         if not self.item_table.weight.is_meta:
             self._start()
@@ -152,6 +116,8 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         """Fresh weights that pass on what users had: not in _init_weights, which transformers calls only for modules
         that own a weight themselves."""
         self.readout.pass_states()
+        if self.neighbour_choice is not None:
+            self.neighbour_choice.forget_slowly()
         for attention in (module for module in self.blocks.modules() if isinstance(module, SelfAttention)):
             attention.copy_history()
 
@@ -241,12 +207,19 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         if not isinstance(self.item_table, FeaturedItemTable):
             raise SettingsError("this encoder knows items by their id alone, and cannot take in new ones")
         self.item_table.extend(features)
+        if self.neighbour_choice is not None:
+            self.neighbour_choice.extend(features.num_rows - FIRST_INDEX)
         self.config.vocabulary_size = len(self.item_table.weight)
 
     @property
     def layers(self) -> list[nn.Module]:
         """Blocks, or layers of the backbone, in order; none where a backbone shares weights between them."""
         return list(self.blocks) if self.backbone is None else self.backbone.layers
+
+    @property
+    def choices(self) -> list[nn.Module]:
+        """The ways to choose an item that stand beside the softmax over the catalogue."""
+        return [choice for choice in (self.neighbour_choice, self.repeat_choice) if choice is not None]
 
     def user_states(self, batch: TensorBatch) -> Tensor:
         """[B, D] the vector of each user at the moment of prediction."""
@@ -258,11 +231,16 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         inputs, states, place = self._ask(batch)
         row = torch.arange(len(place), device=place.device)
         users = states[row, place]
-        scores = self.item_table(states=users)
-        if self.repeat_choice is None:
-            return users, scores.log_softmax(dim=1)
-        repeats = self.repeat_choice(states, choosable_events(inputs))
-        return users, mix_scores(scores, inputs[ITEM_INDEX], repeats.log_weight[row, place], repeats.gate[row, place])
+        scores = self.item_table(states=users).log_softmax(dim=1)
+        items, allowed = inputs[ITEM_INDEX], choosable_events(inputs)
+        if self.neighbour_choice is not None:
+            scores = self.neighbour_choice.mix(
+                scores, *(part[row, place] for part in self.neighbour_choice(states, items, allowed))
+            )
+        if self.repeat_choice is not None:
+            repeats = self.repeat_choice(states, allowed)
+            scores = mix_scores(scores, items, repeats.log_weight[row, place], repeats.gate[row, place])
+        return users, scores
 
     def _ask(self, batch: TensorBatch) -> tuple[EncoderInputs, Tensor, Tensor]:
         """Inputs, states [B, T, D], and the place [B] of each user's state at the moment of prediction."""

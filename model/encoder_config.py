@@ -30,6 +30,7 @@ class ClickformerConfig(PreTrainedConfig):
         positions: Literal["rotary", "learned"] = "rotary",
         cosine_temperature: float | None = None,
         repeats: bool = True,
+        neighbours: int = 0,
         backbone: dict[str, Any] | None = None,  # of `BackboneSettings`; None: our own blocks
         num_features: int = 0,
         inputs: dict[str, str] | None = None,  # None: of a model saved before there was a choice
@@ -50,6 +51,7 @@ class ClickformerConfig(PreTrainedConfig):
         self.positions = positions
         self.cosine_temperature = cosine_temperature
         self.repeats = repeats
+        self.neighbours = neighbours
         self.backbone = backbone or {"kind": "own"}
         self.num_features = num_features
         self.inputs = dict.fromkeys(DEFAULT_INPUTS, OWN) if inputs is None else dict(inputs)

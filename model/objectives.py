@@ -32,16 +32,8 @@ from data_io.schema import FIRST_INDEX, PADDING_INDEX
 from model.adversarial import adversarial_loss
 from model.augmentation import Augmented, augment, even_shares
 from model.auxiliary import AuxiliaryLosses, Losses
-from model.config import (
-    AugmentationSettings,
-    AutoSoftmax,
-    BinaryLoss,
-    FullSoftmax,
-    SampledSoftmax,
-    SoftmaxSettings,
-)
+from model.config import AugmentationSettings
 from model.encoder import (
-    READOUT_INPUTS,
     ClickformerEncoder,
     EncoderInputs,
     TensorBatch,
@@ -49,8 +41,10 @@ from model.encoder import (
     event_inputs,
 )
 from model.heads import ClickformerForOutcome
+from model.loss_config import AutoSoftmax, BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
 from model.losses import Correction, gbce_exponent, generalised_bce_loss, sampled_softmax_loss
 from model.negatives import NegativeSampler
+from model.readout import READOUT_INPUTS
 from model.repeat import mix_losses
 from model.streams import ASKED, VIEWS, WINDOWS, generator_of
 
@@ -124,16 +118,17 @@ def _make_sampler(
             return NegativeSampler(num_negatives, 0, item_counts, candidates)
 
 
-def check_repeats(softmax: SoftmaxSettings, repeats: bool) -> None:
+def check_choices(softmax: SoftmaxSettings, *, mixes: bool) -> None:
     """Refuse what cannot be mixed.
 
     Raises:
-        SettingsError: the loss gives no probability over items, and the encoder chooses items again by one.
+        SettingsError: the loss gives no probability over items, and the encoder mixes it with other choices.
     """
-    if isinstance(softmax, BinaryLoss) and repeats:
+    if isinstance(softmax, BinaryLoss) and mixes:
         raise SettingsError(
-            "softmax kind gbce gives no probability over items, and so cannot be mixed with choosing items again: "
-            "set encoder.repeats to false, or choose kind full or sampled"
+            "softmax kind gbce gives no probability over items, and so cannot be mixed with choosing items again or "
+            "neighbours of them: set encoder.repeats to false and encoder.neighbours to 0, or choose kind full or "
+            "sampled"
         )
 
 
@@ -163,7 +158,7 @@ class ItemObjective(nn.Module):
 
     def __init__(self, encoder: ClickformerEncoder, item_loss: ItemLoss, extras: Extras | None = None) -> None:
         super().__init__()
-        check_repeats(item_loss.softmax, encoder.repeat_choice is not None)
+        check_choices(item_loss.softmax, mixes=bool(encoder.choices))
         extras = extras or Extras()
         self.encoder = encoder
         self.item_loss = item_loss
@@ -238,12 +233,21 @@ class ItemObjective(nn.Module):
 
     def _loss_of_states(self, states: Tensor, inputs: EncoderInputs, targets: Tensor, seed: int) -> Tensor:
         wanted = targets > 0
-        anew = self.item_loss(self.encoder, states[wanted], targets[wanted], seed)
-        if self.encoder.repeat_choice is None:
-            return anew.sum()
-        repeats = self.encoder.repeat_choice(states, choosable_events(inputs))
-        again = repeats.log_probability(inputs[ITEM_INDEX], targets)[wanted]
-        return mix_losses(anew, again, repeats.gate[wanted]).sum()
+        losses = self.item_loss(self.encoder, states[wanted], targets[wanted], seed)
+        items, allowed = inputs[ITEM_INDEX], choosable_events(inputs)
+        if self.encoder.neighbour_choice is not None:
+            near = self.encoder.neighbour_choice(states.detach(), items, allowed)
+            chosen = self.encoder.neighbour_choice.log_probability(
+                near.items[wanted], near.log_weight[wanted], targets[wanted]
+            )
+            # The network learns as if it stood alone, and the gate how far to trust it: a network that leaves to the
+            # counts what they know ranks everything else worse.
+            alone = losses.detach()
+            losses = losses - alone + mix_losses(alone, chosen, near.gate[wanted])
+        if self.encoder.repeat_choice is not None:
+            repeats = self.encoder.repeat_choice(states, allowed)
+            losses = mix_losses(losses, repeats.log_probability(items, targets)[wanted], repeats.gate[wanted])
+        return losses.sum()
 
 
 class NextItemObjective(ItemObjective):

@@ -66,8 +66,8 @@ def mix_losses(loss_anew: Tensor, log_again: Tensor, gate: Tensor) -> Tensor:
 
     Args:
         loss_anew: [P] negative log-probability of each target when choosing anew.
-        log_again: [P] log-probability of each target when choosing again.
-        gate: [P] logit of choosing again.
+        log_again: [P] log-probability of each target when choosing in the other way.
+        gate: [P] logit of the other way.
     """
     return -torch.logaddexp(F.logsigmoid(-gate) - loss_anew, F.logsigmoid(gate) + log_again)
 
@@ -76,11 +76,12 @@ def mix_scores(scores: Tensor, item_index: Tensor, log_weight: Tensor, gate: Ten
     """[B, V] log-probability of every item under the mixture.
 
     Args:
-        scores: [B, V] of the catalogue, minus infinity where an item may not be recommended.
+        scores: [B, V] log-probability of every item when choosing anew, minus infinity where one may not be
+            recommended.
         item_index: [B, T] the user's items.
         log_weight: [B, T] of each event when choosing again.
         gate: [B] logit of choosing again.
     """
-    anew = scores.log_softmax(dim=1) + F.logsigmoid(-gate)[:, None]
+    anew = scores + F.logsigmoid(-gate)[:, None]
     again = torch.zeros_like(anew).scatter_add_(1, item_index, gate.sigmoid()[:, None] * log_weight.exp())
     return torch.logaddexp(anew, again.log_())

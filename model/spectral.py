@@ -71,7 +71,7 @@ class _Similarities:
 
 def _sparse(offsets: np.ndarray, columns: np.ndarray, values: np.ndarray) -> Tensor:
     size = len(offsets) - 1
-    places = (torch.from_numpy(part.astype(np.int64)) for part in (offsets, columns))
+    places, near = (torch.from_numpy(part.astype(np.int64)) for part in (offsets, columns))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(*places, torch.from_numpy(values), size=(size, size), check_invariants=False)
+        return torch.sparse_csr_tensor(places, near, torch.from_numpy(values), (size, size), check_invariants=False)

@@ -113,7 +113,7 @@ class _GuardedWorker:
 def _results(mapped: ray.data.Dataset) -> Iterator[Any]:
     # Threads of Ray Data that are at work when Ray is shut down end the process before it has said why. So none reads
     # ahead, and what the error's traceback would keep alive is let go of.
-    blocks = iter(mapped.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
+    blocks: Iterator[Any] = iter(mapped.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
     try:
         for block in blocks:
             for value in block.column(_RESULT):

@@ -34,11 +34,11 @@ from model.config import (
     FullEncoder,
     MaskedItem,
     NextItem,
-    SoftmaxSettings,
     TopLayers,
 )
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import free_parameters
+from model.loss_config import SoftmaxSettings
 from model.metrics import ndcg_at
 from model.objectives import Extras, ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
 from model.scoring import iter_batches, rank_items
@@ -199,6 +199,8 @@ class ItemLearning:
             tell_features(encoder, self.store, index.item_events)
             if index.item_vectors is not None:
                 encoder.item_table.start_at(torch.tensor(index.item_vectors))
+            if encoder.neighbour_choice is not None and index.neighbours is not None:
+                encoder.neighbour_choice.set_neighbours(index.neighbours)
             return encoder
         encoder = load_model(self.pretrained_url).encoder
         free_parameters(encoder, self.trainable)

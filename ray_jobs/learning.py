@@ -22,6 +22,7 @@ from data_io.splits import Cutoffs, Split
 from data_io.store import SequenceStore
 from model.encoder import ClickformerEncoder
 from model.heads import ClickformerForOutcome
+from model.neighbour_choice import NeighbourTable
 
 VALIDATION_BATCH = 128
 """Users validated at a time."""
@@ -41,6 +42,8 @@ class StoreIndex:
     """[V] events of each item in training history, of any action; empty where items are known by their id alone."""
     item_vectors: np.ndarray | None = None
     """[V, D] of length 1, where item vectors point at first; None: at random."""
+    neighbours: NeighbourTable | None = None
+    """Of each item, for encoders that choose among them."""
     feature_sums: np.ndarray = field(default_factory=lambda: np.zeros((3, len(FEATURE_NAMES))))
     """[3, F] number, sum and sum of squares of scaled features over training examples."""
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from data_io import storage
 from ray_jobs.config import Settings
-from ray_jobs.item_vectors import with_item_vectors
+from ray_jobs.item_neighbours import with_neighbours
 from ray_jobs.progress import say
 from ray_jobs.tasks import pretraining
 from ray_jobs.training import open_store, train
@@ -20,7 +20,7 @@ def run(settings: Settings) -> str:
     store, split = open_store(settings)
     url = storage.absolute(settings.model_url(settings.pretrain.name))
     inputs = {"store": store.fingerprint, "encoder": settings.encoder.model_dump()}
-    prepare = partial(with_item_vectors, settings, store, split)
+    prepare = partial(with_neighbours, settings, store, split)
     train("pretrain", settings, settings.pretrain, pretraining(settings, store, split), url, inputs, prepare)
     say(f"pretrain: encoder in {url}; next: clickformer finetune, or score_users")
     return url

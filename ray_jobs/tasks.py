@@ -8,10 +8,11 @@ from data_io.schema import FIRST_INDEX, PADDING_INDEX
 from data_io.splits import Cutoffs, Split
 from data_io.store import SequenceStore
 from model.checkpoint import load_model
-from model.config import EncoderSettings, FullEncoder, MaskedItem, NextItem, NextItemTask, OutcomeTask, SoftmaxSettings
+from model.config import EncoderSettings, FullEncoder, MaskedItem, NextItem, NextItemTask, OutcomeTask
 from model.encoder import ClickformerConfig, make_backbone
 from model.heads import free_parameters
-from model.objectives import check_repeats
+from model.loss_config import SoftmaxSettings
+from model.objectives import check_choices
 from ray_jobs.config import Settings
 from ray_jobs.item_features import find_features
 from ray_jobs.item_learning import ItemLearning
@@ -32,7 +33,10 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         "inputs": with_kinds(settings.encoder.inputs, store.event_columns),
     }
     make_backbone(ClickformerConfig(**config))  # what cannot be built is told here, before any worker starts
-    _check_softmax(settings.pretrain.softmax, store, settings.encoder.repeats)
+    if masked and settings.encoder.neighbours:
+        raise SettingsError("encoder.neighbours are of the newest events, which masked_item hides: set it to 0")
+    mixes = settings.encoder.repeats or settings.encoder.neighbours > 0
+    _check_softmax(settings.pretrain.softmax, store, mixes=mixes)
     config["asked_action"] = _asked_action(config, store, settings.target_actions)
     return ItemLearning(
         store=store.with_columns(columns_among(config["inputs"])),
@@ -75,7 +79,7 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
                 raise SettingsError(
                     "finetune.task next_item needs a causal encoder, and this one was pretrained with masked_item"
                 )
-            _check_softmax(softmax, store, saved.encoder.config.repeats)
+            _check_softmax(softmax, store, mixes=bool(saved.encoder.choices))
             return ItemLearning(
                 store=store,
                 split=split,
@@ -117,7 +121,7 @@ def _encoder_fields() -> tuple[str, ...]:
     return tuple(EncoderSettings.model_fields)
 
 
-def _check_softmax(softmax: SoftmaxSettings, store: SequenceStore, repeats: bool) -> None:
+def _check_softmax(softmax: SoftmaxSettings, store: SequenceStore, *, mixes: bool) -> None:
     if softmax.kind in ("sampled", "gbce") and store.vocabulary.size <= FIRST_INDEX + 1:
         raise SettingsError(f"softmax kind {softmax.kind} needs at least two items in the vocabulary; use kind full")
-    check_repeats(softmax, repeats)
+    check_choices(softmax, mixes=mixes)

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_io.schema import FIRST_INDEX
-from model.config import BinaryLoss, FullSoftmax, SampledSoftmax
 from model.encoder import ClickformerConfig, ClickformerEncoder
+from model.loss_config import BinaryLoss, FullSoftmax, SampledSoftmax
 from model.objectives import ItemLoss
 from tests.benchmarks.harness import finish, is_quick
 

@@ -38,8 +38,20 @@ def make_settings(run_dir: str, **sections: object) -> Settings:
     content = {
         "run_dir": run_dir,
         "store": {"num_buckets": 3},
-        "encoder": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "sequence_length": 16, "dropout": 0.1},
-        "pretrain": {"softmax": {"kind": "full"}, "training": training},
+        "encoder": {
+            "hidden_size": 16,
+            "num_layers": 2,
+            "num_heads": 2,
+            "sequence_length": 16,
+            "dropout": 0.1,
+            "neighbours": 5,
+        },
+        "pretrain": {
+            "softmax": {"kind": "full"},
+            "item_vectors": {"kind": "neighbours", "num_neighbours": 8},
+            "optimizer": {"average_decay": 0.9},
+            "training": training,
+        },
         "finetune": {
             "name": "active_5d",
             "task": {"kind": "outcome", "horizon_days": 5, "num_cutoffs": 3},
@@ -83,6 +95,15 @@ def check_forgotten(settings: Settings, users: list[str], num_left: int) -> None
         left = pa.concat_tables([table.select(["user_id"]) for table in iter_buckets(output["url"])])
         assert not set(users) & set(left.column("user_id").to_pylist())
     check_scores(settings, num_left)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_more_pairs_than_allowed_are_refused_before_training(events: pa.Table, tmp_path: Path) -> None:
+    write_log(str(tmp_path / "log"), events)
+    settings = make_settings(str(tmp_path / "run"), events={"path": str(tmp_path / "log")})
+    build_sequences.run(settings)
+    with pytest.raises(SettingsError, match=r"pairs of items together, more than pretrain\.max_pairs 10: raise it, or"):
+        pretrain.run(change(settings, "pretrain", max_pairs=10))
 
 
 def train(settings: Settings) -> SequenceStore:
@@ -202,7 +223,8 @@ def test_road_with_every_path_on_s3_and_a_store_that_grows_after_training(events
     masked = {"objective": {"kind": "masked_item"}, "softmax": sampled}
     base = make_settings("s3://clickformer-test/run", events=log)
     pretraining = base.pretrain.model_dump() | masked
-    settings = make_settings("s3://clickformer-test/run", events=log, pretrain=pretraining)
+    encoder = base.encoder.model_dump() | {"neighbours": 0}
+    settings = make_settings("s3://clickformer-test/run", events=log, pretrain=pretraining, encoder=encoder)
     before = train(settings)
 
     last_day = events.slice(events.num_rows - 30)

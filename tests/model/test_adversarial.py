@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from data_io.batch import PADDING_MASK, TARGET_ITEM_INDEX, Batch
 from model.adversarial import adversarial_loss, unit_of_users
-from model.config import AugmentationSettings, BinaryLoss, FullSoftmax
+from model.config import AugmentationSettings
 from model.encoder import ClickformerEncoder, TensorBatch, event_inputs
 from model.engine import to_tensors
+from model.loss_config import BinaryLoss, FullSoftmax
 from model.objectives import Extras, ItemLoss, MaskedItemObjective, NextItemObjective
 
 NUM_ITEMS, EPSILON = 12, 1e-3

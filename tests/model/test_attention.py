@@ -74,7 +74,7 @@ def test_gates_of_ligr_let_a_share_of_each_branch_through(gate: float, share: fl
 
 def test_mix_losses_and_mix_scores_agree_on_a_case_by_hand() -> None:
     item_index, weight, gate = torch.tensor([[3, 5, 3]]), torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([0.4])
-    scores = mix_scores(SCORES, item_index, weight.log(), gate)
+    scores = mix_scores(SCORES.log_softmax(dim=1), item_index, weight.log(), gate)
     choose_again = 1 / (1 + math.exp(-0.4))
     for item, probability in {2: 0.0, 3: 0.5, 4: 0.0, 5: 0.5}.items():
         anew = SCORES.softmax(dim=1)[0, item]
@@ -87,8 +87,8 @@ def test_mix_losses_and_mix_scores_agree_on_a_case_by_hand() -> None:
 
 def test_shut_gate_leaves_the_softmax_and_open_gate_only_the_own_items() -> None:
     item_index, log_weight = torch.tensor([[3, 5]]), torch.tensor([[0.25, 0.75]]).log()
-    shut = mix_scores(SCORES, item_index, log_weight, torch.tensor([-60.0]))
-    opened = mix_scores(SCORES, item_index, log_weight, torch.tensor([60.0]))
+    shut = mix_scores(SCORES.log_softmax(dim=1), item_index, log_weight, torch.tensor([-60.0]))
+    opened = mix_scores(SCORES.log_softmax(dim=1), item_index, log_weight, torch.tensor([60.0]))
     torch.testing.assert_close(shut, SCORES.log_softmax(dim=1))
     torch.testing.assert_close(opened.exp(), torch.tensor([[0, 0, 0, 0.25, 0, 0.75]]))
 

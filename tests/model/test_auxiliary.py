@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from data_io.batch import ELAPSED, ITEM_INDEX, PADDING_MASK, TARGET_ACTION_INDEX, TARGET_ITEM_INDEX, Batch
 from model.auxiliary import AuxiliaryLosses, TargetRates
-from model.config import AugmentationSettings, AuxiliarySettings, FullSoftmax
+from model.config import AugmentationSettings, AuxiliarySettings
 from model.contrastive import contrastive_losses, make_views
-from model.encoder import READOUT_INPUTS, ClickformerEncoder, TensorBatch, event_inputs
+from model.encoder import ClickformerEncoder, TensorBatch, event_inputs
 from model.engine import to_tensors
+from model.loss_config import FullSoftmax
 from model.objectives import VIEWS, Extras, ItemLoss, MaskedItemObjective, NextItemObjective, generator_of
+from model.readout import READOUT_INPUTS
 
 NUM_ITEMS, NUM_ACTIONS, WIDTH = 12, 4, 8
 CPU = torch.device("cpu")

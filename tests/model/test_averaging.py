@@ -38,7 +38,8 @@ def test_weights_return_bit_by_bit_even_after_an_error() -> None:
             assert not torch.equal(layer.weight, before[0])
             raise KeyError
 
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert all(torch.equal(now, then) for now, then in zip(layer.parameters(), before, strict=True))
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from data_io.batch import Batch
-from model.config import BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
 from model.embedding import EventEmbedding, ItemTable
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.engine import parameter_groups, to_tensors
+from model.loss_config import BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
 from model.objectives import ItemLoss, MaskedItemObjective, NextItemObjective
 
 TABLES = ("item_table", "event_embedding.action", "event_embedding.gap", "readout.elapsed")

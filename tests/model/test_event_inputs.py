@@ -22,10 +22,10 @@ from data_io.batch import (
     Batch,
 )
 from data_io.columns import TOKENS_PER_TEXT
-from model.config import FullSoftmax
 from model.encoder import ClickformerEncoder, event_inputs
 from model.engine import to_tensors
 from model.event_inputs import CalendarEmbedding, ColumnEmbedding, TextEmbedding
+from model.loss_config import FullSoftmax
 from model.objectives import ItemLoss, MaskedItemObjective, NextItemObjective, ask_for_some
 
 CPU = torch.device("cpu")

@@ -16,12 +16,13 @@ from data_io.side.features import ItemFeature, ItemFeatures
 from data_io.vocabulary import Vocabulary
 from model.auxiliary import AuxiliaryLosses, TargetRates
 from model.checkpoint import load_model, save_model
-from model.config import AuxiliarySettings, BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
+from model.config import AuxiliarySettings
 from model.contrastive import alignment_losses
 from model.embedding import ItemTable
 from model.encoder import ClickformerEncoder
 from model.engine import parameter_groups, to_tensors
 from model.item_features import FeaturedItemTable
+from model.loss_config import BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
 from model.negatives import NegativeSampler
 from model.objectives import Extras, ItemLoss, NextItemObjective
 from model.scoring import rank_items

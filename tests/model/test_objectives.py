@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from data_io.batch import ITEM_INDEX, PADDING_MASK, TARGET_ITEM_INDEX, Batch
 from data_io.config import SettingsError
-from model.config import AutoSoftmax, BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
 from model.encoder import ClickformerEncoder, TensorBatch, choosable_events, event_inputs
 from model.engine import to_tensors
+from model.loss_config import AutoSoftmax, BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
 from model.objectives import ItemLoss, MaskedItemObjective, NextItemObjective
 
 NUM_ITEMS = 12

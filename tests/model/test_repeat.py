@@ -24,7 +24,7 @@ def test_the_loss_is_the_negative_score_of_the_target() -> None:
     repeats = make_choice(causal=True)(states, torch.ones(3, 5, dtype=torch.bool))
     catalogue = torch.randn(3, 8)
     catalogue[:, :2] = float("-inf")
-    scores = mix_scores(catalogue, items, repeats.log_weight[:, -1], repeats.gate[:, -1])
+    scores = mix_scores(catalogue.log_softmax(dim=1), items, repeats.log_weight[:, -1], repeats.gate[:, -1])
     for target in range(2, 8):
         wanted = torch.full((3, 5), target)
         again = repeats.log_probability(items, wanted)[:, -1]

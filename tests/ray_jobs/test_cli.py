@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from data_io.config import SettingsError
 from data_io.schema import DataContractError
-from model.config import AutoSoftmax
+from model.loss_config import AutoSoftmax
 from ray_jobs.cli import CONFIGS, JOBS, find_expected, main, parse_settings
 from ray_jobs.config import JOB_SECTIONS, Settings, read_settings
 
