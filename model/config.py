@@ -57,8 +57,10 @@ class EncoderSettings(SettingsModel):
     repeats: bool = True
     """Whether items a user had are chosen again by a path of their own; off where nobody gets an item twice."""
     neighbours: int = Field(default=0, ge=0)
-    """Nearest items of each item, by users who had both, that are chosen by a path of their own; 50 suits catalogues
-    whose items are seldom seen. 12 bytes each; next_item only; 0 is none."""
+    """Nearest items of each item, by users who had both, that are mixed into the ranking; 50 suits catalogues whose
+    items are seldom seen. 8 bytes each on every worker; 0 is none."""
+    neighbour_share: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the mixture that goes to them, a probability as the rest; training does not depend on it."""
     inputs: tuple[str, ...] = DEFAULT_INPUTS
     """What is seen of an event besides its item: action, gap (time since the event before), elapsed (time to the next,
     or to the moment of prediction), asked_action (which action is asked for: then all actions train, and target_actions

@@ -106,8 +106,11 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         )
         self.readout = Readout(config.hidden_size, config.num_actions, config.inputs)
         self.repeat_choice = RepeatChoice(config.hidden_size, causal=causal) if config.repeats else None
-        shape = (config.hidden_size, config.vocabulary_size, config.neighbours)
-        self.neighbour_choice = NeighbourChoice(*shape) if config.neighbours else None
+        self.neighbour_choice = (
+            NeighbourChoice(config.vocabulary_size, config.neighbours, config.neighbour_share)
+            if config.neighbours
+            else None
+        )
         self.post_init()
         if not self.item_table.weight.is_meta:
             self._start()
@@ -116,8 +119,6 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         """Fresh weights that pass on what users had: not in _init_weights, which transformers calls only for modules
         that own a weight themselves."""
         self.readout.pass_states()
-        if self.neighbour_choice is not None:
-            self.neighbour_choice.forget_slowly()
         for attention in (module for module in self.blocks.modules() if isinstance(module, SelfAttention)):
             attention.copy_history()
 
@@ -217,9 +218,9 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         return list(self.blocks) if self.backbone is None else self.backbone.layers
 
     @property
-    def choices(self) -> list[nn.Module]:
-        """The ways to choose an item that stand beside the softmax over the catalogue."""
-        return [choice for choice in (self.neighbour_choice, self.repeat_choice) if choice is not None]
+    def mixes(self) -> bool:
+        """Whether items are chosen in other ways beside the softmax over the catalogue."""
+        return self.neighbour_choice is not None or self.repeat_choice is not None
 
     def user_states(self, batch: TensorBatch) -> Tensor:
         """[B, D] the vector of each user at the moment of prediction."""
@@ -232,13 +233,11 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         row = torch.arange(len(place), device=place.device)
         users = states[row, place]
         scores = self.item_table(states=users).log_softmax(dim=1)
-        items, allowed = inputs[ITEM_INDEX], choosable_events(inputs)
+        items = inputs[ITEM_INDEX]
         if self.neighbour_choice is not None:
-            scores = self.neighbour_choice.mix(
-                scores, *(part[row, place] for part in self.neighbour_choice(states, items, allowed))
-            )
+            scores = self.neighbour_choice.mix(scores, items, place)
         if self.repeat_choice is not None:
-            repeats = self.repeat_choice(states, allowed)
+            repeats = self.repeat_choice(states, choosable_events(inputs))
             scores = mix_scores(scores, items, repeats.log_weight[row, place], repeats.gate[row, place])
         return users, scores
 

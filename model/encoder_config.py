@@ -31,6 +31,7 @@ class ClickformerConfig(PreTrainedConfig):
         cosine_temperature: float | None = None,
         repeats: bool = True,
         neighbours: int = 0,
+        neighbour_share: float = 0.3,
         backbone: dict[str, Any] | None = None,  # of `BackboneSettings`; None: our own blocks
         num_features: int = 0,
         inputs: dict[str, str] | None = None,  # None: of a model saved before there was a choice
@@ -52,6 +53,7 @@ class ClickformerConfig(PreTrainedConfig):
         self.cosine_temperature = cosine_temperature
         self.repeats = repeats
         self.neighbours = neighbours
+        self.neighbour_share = neighbour_share
         self.backbone = backbone or {"kind": "own"}
         self.num_features = num_features
         self.inputs = dict.fromkeys(DEFAULT_INPUTS, OWN) if inputs is None else dict(inputs)

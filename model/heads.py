@@ -54,8 +54,8 @@ class ClickformerForOutcome(ClickformerPreTrainedModel):
     def free_parameters(self, trainable: FrozenEncoder | TopLayers | FullEncoder) -> None:
         """Mark what learns: the head, and of the encoder all that an outcome depends on."""
         free_parameters(self.encoder, trainable)
-        for choice in self.encoder.choices:
-            choice.requires_grad_(False)
+        if self.encoder.repeat_choice is not None:
+            self.encoder.repeat_choice.requires_grad_(False)
 
     def forward(self, batch: TensorBatch) -> Tensor:
         """Logits [B] of the outcome."""
@@ -82,5 +82,7 @@ def free_parameters(encoder: ClickformerEncoder, trainable: FrozenEncoder | TopL
                 )
             encoder.requires_grad_(False)
             encoder.readout.requires_grad_(True)
-            for module in (*encoder.choices, *layers[-num_layers:]):
-                module.requires_grad_(True)
+            if encoder.repeat_choice is not None:
+                encoder.repeat_choice.requires_grad_(True)
+            for layer in layers[-num_layers:]:
+                layer.requires_grad_(True)

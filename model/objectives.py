@@ -158,7 +158,7 @@ class ItemObjective(nn.Module):
 
     def __init__(self, encoder: ClickformerEncoder, item_loss: ItemLoss, extras: Extras | None = None) -> None:
         super().__init__()
-        check_choices(item_loss.softmax, mixes=bool(encoder.choices))
+        check_choices(item_loss.softmax, mixes=encoder.mixes)
         extras = extras or Extras()
         self.encoder = encoder
         self.item_loss = item_loss
@@ -234,19 +234,10 @@ class ItemObjective(nn.Module):
     def _loss_of_states(self, states: Tensor, inputs: EncoderInputs, targets: Tensor, seed: int) -> Tensor:
         wanted = targets > 0
         losses = self.item_loss(self.encoder, states[wanted], targets[wanted], seed)
-        items, allowed = inputs[ITEM_INDEX], choosable_events(inputs)
-        if self.encoder.neighbour_choice is not None:
-            near = self.encoder.neighbour_choice(states.detach(), items, allowed)
-            chosen = self.encoder.neighbour_choice.log_probability(
-                near.items[wanted], near.log_weight[wanted], targets[wanted]
-            )
-            # The network learns as if it stood alone, and the gate how far to trust it: a network that leaves to the
-            # counts what they know ranks everything else worse.
-            alone = losses.detach()
-            losses = losses - alone + mix_losses(alone, chosen, near.gate[wanted])
         if self.encoder.repeat_choice is not None:
-            repeats = self.encoder.repeat_choice(states, allowed)
-            losses = mix_losses(losses, repeats.log_probability(items, targets)[wanted], repeats.gate[wanted])
+            repeats = self.encoder.repeat_choice(states, choosable_events(inputs))
+            again = repeats.log_probability(inputs[ITEM_INDEX], targets)[wanted]
+            losses = mix_losses(losses, again, repeats.gate[wanted])
         return losses.sum()
 
 

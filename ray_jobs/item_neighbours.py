@@ -1,4 +1,4 @@
-"""What training starts from of the items that the same users had: item vectors and neighbours to choose among."""
+"""Items that the same users had: where item vectors start, and which neighbours are mixed into rankings."""
 
 import time
 from dataclasses import replace
@@ -38,6 +38,6 @@ def with_neighbours(settings: Settings, store: SequenceStore, split: Split, inde
         vectors = spectral_vectors(neighbours, settings.encoder.hidden_size, settings.seed)
         index = replace(index, item_vectors=vectors)
     if num_chosen:
-        index = replace(index, neighbours=make_table(neighbours, counts.users, num_chosen))
+        index = replace(index, neighbours=make_table(neighbours, num_chosen))
     say(f"pretrain: {len(neighbours.item_index):,} pairs of neighbours ({time.monotonic() - began:.0f} s)")
     return index

@@ -43,7 +43,7 @@ class StoreIndex:
     item_vectors: np.ndarray | None = None
     """[V, D] of length 1, where item vectors point at first; None: at random."""
     neighbours: NeighbourTable | None = None
-    """Of each item, for encoders that choose among them."""
+    """Of each item, for encoders that mix them in."""
     feature_sums: np.ndarray = field(default_factory=lambda: np.zeros((3, len(FEATURE_NAMES))))
     """[3, F] number, sum and sum of squares of scaled features over training examples."""
 

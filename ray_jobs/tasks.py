@@ -33,8 +33,6 @@ def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemL
         "inputs": with_kinds(settings.encoder.inputs, store.event_columns),
     }
     make_backbone(ClickformerConfig(**config))  # what cannot be built is told here, before any worker starts
-    if masked and settings.encoder.neighbours:
-        raise SettingsError("encoder.neighbours are of the newest events, which masked_item hides: set it to 0")
     mixes = settings.encoder.repeats or settings.encoder.neighbours > 0
     _check_softmax(settings.pretrain.softmax, store, mixes=mixes)
     config["asked_action"] = _asked_action(config, store, settings.target_actions)
@@ -79,7 +77,7 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
                 raise SettingsError(
                     "finetune.task next_item needs a causal encoder, and this one was pretrained with masked_item"
                 )
-            _check_softmax(softmax, store, mixes=bool(saved.encoder.choices))
+            _check_softmax(softmax, store, mixes=saved.encoder.mixes)
             return ItemLearning(
                 store=store,
                 split=split,

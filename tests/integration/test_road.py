@@ -223,8 +223,7 @@ def test_road_with_every_path_on_s3_and_a_store_that_grows_after_training(events
     masked = {"objective": {"kind": "masked_item"}, "softmax": sampled}
     base = make_settings("s3://clickformer-test/run", events=log)
     pretraining = base.pretrain.model_dump() | masked
-    encoder = base.encoder.model_dump() | {"neighbours": 0}
-    settings = make_settings("s3://clickformer-test/run", events=log, pretrain=pretraining, encoder=encoder)
+    settings = make_settings("s3://clickformer-test/run", events=log, pretrain=pretraining)
     before = train(settings)
 
     last_day = events.slice(events.num_rows - 30)

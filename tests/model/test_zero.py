@@ -22,7 +22,6 @@ from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.engine import TrainEngine, deepspeed_config, learning_rate_at, parameter_groups, to_tensors
 from model.item_features import FeaturedItemTable
 from model.loss_config import BinaryLoss, FullSoftmax
-from model.neighbour_choice import NeighbourTable
 from model.objectives import ItemLoss, NextItemObjective
 
 NUM_STEPS, WORLD_SIZE, MICRO, LENGTH, ITEMS = 10, 2, 4, 6, 30
@@ -42,7 +41,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
             {"name": "picture", "form": "vector", "width": 2, "num_rows": 0},
         ]
     },
-    "neighbours": {"neighbours": 3},
     "llama": {"backbone": {"kind": "hugging_face", "model_type": "llama"}},
 }
 """Besides the one that goes through every stage; without repeats the loss is binary, against drawn negatives."""
@@ -56,11 +54,6 @@ def make_objective(**network: Any) -> NextItemObjective:
         drawn = np.random.default_rng(0)
         known = {"words": drawn.integers(0, 9, (ITEMS, 3), np.int32), "picture": drawn.random((ITEMS, 2), np.float32)}
         encoder.item_table.set_items(ItemFeatures(num_rows=ITEMS, values=known), drawn.integers(0, 3, ITEMS))
-    if encoder.neighbour_choice is not None:
-        drawn = np.random.default_rng(0)
-        items = drawn.integers(2, ITEMS, (ITEMS, 3), np.int32)
-        even = np.full((ITEMS, 3), 1 / 3, np.float32)
-        encoder.neighbour_choice.set_neighbours(NeighbourTable(item_index=items, weight=even, weight_of_others=even))
     softmax = FullSoftmax() if network.get("repeats", True) else BinaryLoss(num_negatives=8)
     return NextItemObjective(encoder, ItemLoss(softmax, torch.ones(ITEMS)))
 

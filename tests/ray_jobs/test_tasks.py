@@ -36,12 +36,6 @@ def test_binary_loss_is_refused_with_repeats_before_training(store: SequenceStor
     assert learning.model_of(objective).repeat_choice is None
 
 
-def test_neighbours_are_refused_with_hidden_items(store: SequenceStore, make_settings: MakeSettings) -> None:
-    settings = make_settings(pretrain={"objective": {"kind": "masked_item"}}, encoder=ENCODER | {"neighbours": 5})
-    with pytest.raises(SettingsError, match=r"encoder\.neighbours are of the newest events, which masked_item hides"):
-        pretraining(settings, store, SPLIT)
-
-
 def test_binary_loss_is_refused_with_neighbours_too(store: SequenceStore, make_settings: MakeSettings) -> None:
     encoder = ENCODER | {"repeats": False, "neighbours": 5}
     with pytest.raises(SettingsError, match=r"set encoder\.repeats to false and encoder\.neighbours to 0"):
