@@ -127,3 +127,14 @@ def test_hidden_event_keeps_its_gap_and_loses_item_and_action() -> None:
     vectors = embedding(items, action, gap, torch.tensor([[True, False]]))
     torch.testing.assert_close(vectors[0, 0], embedding.mask.weight[0] + embedding.gap.weight[5])
     torch.testing.assert_close(vectors[0, 1], items[0, 1] + embedding.action.weight[3] + embedding.gap.weight[6])
+
+
+def test_vectors_turn_the_way_they_are_told_and_keep_their_length(make_encoder: Callable) -> None:
+    table = make_encoder().item_table
+    before = table.weight.detach().clone()
+    directions = torch.nn.functional.normalize(torch.randn(before.shape), dim=1)
+    table.start_at(directions)
+    torch.testing.assert_close(table.weight.norm(dim=1), before.norm(dim=1))
+    cosine = (table.weight[2:] * directions[2:]).sum(dim=1) / table.weight[2:].norm(dim=1)
+    torch.testing.assert_close(cosine, torch.ones(len(cosine)))
+    torch.testing.assert_close(table.weight[:2], before[:2], msg="padding and unknown stay")

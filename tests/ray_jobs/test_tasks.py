@@ -13,6 +13,7 @@ from model.checkpoint import CheckpointError, save_model
 from model.encoder import ClickformerConfig
 from model.engine import to_tensors
 from model.heads import ClickformerForOutcome
+from model.neighbour_choice import NeighbourTable
 from ray_jobs.item_learning import ItemLearning
 from ray_jobs.learning import StoreIndex
 from ray_jobs.outcome_learning import OutcomeLearning
@@ -155,3 +156,19 @@ def test_a_task_does_not_start_from_an_outcome(store: SequenceStore, make_settin
     save_model(model, store.vocabulary, settings.model_url("purchase"), {"kind": "outcome"})
     with pytest.raises(SettingsError, match=r"finetune\.encoder purchase predicts an outcome; name an encoder"):
         finetuning(settings, store, SPLIT)
+
+
+def test_a_fresh_encoder_starts_from_the_vectors_and_neighbours_of_the_index(
+    store: SequenceStore, make_settings: MakeSettings
+) -> None:
+    learning = pretraining(make_settings(encoder=ENCODER | {"neighbours": 2}), store, SPLIT)
+    size, width = store.vocabulary.size, ENCODER["hidden_size"]
+    vectors = np.eye(size, width, dtype=np.float32) + np.float32(1e-3)
+    table = NeighbourTable(item_index=np.full((size, 2), 2, np.int32), weight=np.full((size, 2), 0.5, np.float32))
+    index = StoreIndex(num_examples=np.array([1]), item_counts=np.ones(size), item_vectors=vectors, neighbours=table)
+    encoder = learning.model_of(learning.build(index))
+    assert encoder.neighbour_choice is not None
+    assert torch.equal(encoder.neighbour_choice.weight, torch.from_numpy(table.weight))
+    weight = encoder.item_table.weight[2:].detach()
+    expected = torch.nn.functional.normalize(torch.from_numpy(vectors[2:]), dim=1)
+    torch.testing.assert_close(torch.nn.functional.normalize(weight, dim=1), expected)
