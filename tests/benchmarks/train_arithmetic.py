@@ -12,16 +12,15 @@ def encoder_flops(width: int, num_layers: int, mean_length: float) -> float:
     """FLOPs of our encoder's forward pass for one real event; a multiply and an add are two.
 
     A layer has projections (3 D^2 in, D^2 out) and a gated feed-forward layer of inner width 2 D (6 D^2), 2 FLOPs each;
-    causal attention looks at half of the L events before it on average, two products of D each: 2 x 2 x D x L / 2. The
-    readout has one more feed-forward layer. Norms, embeddings and activations are left out.
+    causal attention looks at half of the L events before it on average, two products of D each: 2 x 2 x D x L / 2.
+    The readout, of which nothing is asked here, has a norm only. Norms, embeddings and activations are left out.
 
     Args:
         width: D.
         num_layers: blocks.
         mean_length: L, the length of its sequence that an event sees on average (see `mean_length_of_events`).
     """
-    layer = 2 * (3 + 1 + 6) * width**2 + 2 * width * mean_length
-    return num_layers * layer + 2 * 6 * width**2
+    return num_layers * (2 * (3 + 1 + 6) * width**2 + 2 * width * mean_length)
 
 
 def training_flops(width: int, num_layers: int, mean_length: float, num_scored: int, num_products: int) -> float:

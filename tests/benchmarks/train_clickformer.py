@@ -163,6 +163,7 @@ def main(plan: Plan) -> None:
     training = Training(plan)
     for epoch in turns(plan.num_epochs):
         print(json.dumps(training.epoch(epoch)), flush=True)
+    sys.stdin.read()  # until all sides have trained: ranking would take cores from those that have not
     np.save(plan.output, training.best_items())
     dist.destroy_process_group()
 

@@ -52,6 +52,7 @@ def main(plan: dict[str, Any]) -> None:
     from_last = frame.groupby(Columns.User).cumcount(ascending=False)
     model = build(plan)
     model.fit(Dataset.construct(frame[from_last >= 2]))
+    sys.stdin.read()  # until all sides have trained: ranking would take cores from those that have not
     history = Dataset.construct(frame[from_last >= 1])
     users = np.unique(events["user"])
     found = model.recommend(users=users, dataset=history, k=10, filter_viewed=True)

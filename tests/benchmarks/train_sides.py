@@ -84,7 +84,7 @@ class Side:
         self.epochs.append(Epoch(**json.loads(self._read("{"))))
 
     def best_items(self) -> np.ndarray:
-        """[U, 10] what it recommends after the last epoch; waits for its end."""
+        """[U, 10] what it recommends after the last epoch: it ranks now, and is waited for."""
         self._process.communicate()
         if self._process.returncode:
             raise self._failure()
