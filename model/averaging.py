@@ -1,4 +1,4 @@
-"""The mean of the weights of the last steps, which ranks better than the weights of any one step.
+"""The mean of the weights of the last steps, which ranks better than those of any one while the learning rate is high.
 
 Invariant: each rank keeps the mean of what it holds of each parameter, all of it or under ZeRO-3 its part, so the mean
 is as sharded as the parameters are.

@@ -53,7 +53,8 @@ class AutoSoftmax(SettingsModel):
 
 
 class BinaryLoss(SettingsModel):
-    """Generalised binary cross-entropy against sampled negatives (gSASRec); needs encoder.repeats false."""
+    """Generalised binary cross-entropy against sampled negatives (gSASRec); needs encoder.repeats false and
+    encoder.neighbours 0."""
 
     kind: Literal["gbce"] = "gbce"
     """Which variant this is; another is chosen in the settings file."""
