@@ -44,6 +44,7 @@ EMBEDDING_STD = 0.02
 CONTEXT_STD = 0.002
 """Of what stands beside an item's vector, which shall tell little at first: as large as items, what all events have in
 common would hide them."""
+
 TensorBatch = dict[str, Tensor]
 EncoderInputs = dict[str, Any]
 """What `ClickformerEncoder.forward` takes, by the names of its parameters."""

@@ -66,8 +66,8 @@ def mix_losses(loss_anew: Tensor, log_again: Tensor, gate: Tensor) -> Tensor:
 
     Args:
         loss_anew: [P] negative log-probability of each target when choosing anew.
-        log_again: [P] log-probability of each target when choosing in the other way.
-        gate: [P] logit of the other way.
+        log_again: [P] log-probability of each target when choosing again.
+        gate: [P] logit of choosing again.
     """
     return -torch.logaddexp(F.logsigmoid(-gate) - loss_anew, F.logsigmoid(gate) + log_again)
 
