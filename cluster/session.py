@@ -5,6 +5,8 @@ Invariant: a session that was started here is ended here, and one that was joine
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,7 +27,10 @@ def ray_session(settings: ClusterSettings) -> Iterator[None]:
         return
     _quieten()
     address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    on_terminate = signal.getsignal(signal.SIGTERM)
     ray.init(address=address, logging_level=logging.ERROR)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # ray puts its own in its place
     _quieten_loggers()
     try:
         yield
@@ -37,8 +42,6 @@ def _quieten() -> None:
     # Relative paths must mean the same in a worker as in the driver.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    # Nothing here acts on a preemption notice yet, and the actor that waits for one logs an error at every start.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # What libraries print to a person who can do nothing about it.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -63,7 +66,7 @@ def uses_gpu(settings: ClusterSettings) -> bool:
     if settings.device == "cuda" and num_gpus < 1:
         raise ClusterError("cluster.device is cuda, but the cluster has no GPU; set --cluster.device auto")
     if settings.device == "auto":
-        return num_gpus >= settings.num_workers
+        return num_gpus >= settings.least_workers
     return settings.device == "cuda"
 
 
@@ -74,16 +77,17 @@ def check_workers_fit(settings: ClusterSettings) -> None:
         ClusterError: the cluster has too few cores or GPUs (a cluster that grows on demand has to be up first).
     """
     num_cpus = int(ray.cluster_resources().get("CPU", 0))
-    needed = settings.num_workers * settings.cpus_per_worker
+    needed = settings.least_workers * settings.cpus_per_worker
     if needed > num_cpus:
         raise ClusterError(
-            f"{settings.num_workers} workers of {settings.cpus_per_worker} cores need {needed} cores and the cluster "
+            f"{settings.least_workers} workers of {settings.cpus_per_worker} cores need {needed} cores and the cluster "
             f"has {num_cpus}; lower cluster.num_workers or cluster.cpus_per_worker"
         )
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    if settings.device == "cuda" and settings.num_workers > num_gpus:
+    if settings.device == "cuda" and settings.least_workers > num_gpus:
         raise ClusterError(
-            f"{settings.num_workers} workers need a GPU each and the cluster has {num_gpus}; lower cluster.num_workers"
+            f"{settings.least_workers} workers need a GPU each and the cluster has {num_gpus}; lower "
+            "cluster.num_workers"
         )
 
 

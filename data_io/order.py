@@ -1,8 +1,9 @@
-"""Training order: which examples make up each step of an epoch.
+"""Training order: which examples make up each micro-batch of an epoch.
 
-A step takes examples of like length, so that little of a batch is padding and all ranks have like work. Invariant: the
-order is a function of seed, epoch and the examples only, never of the number of workers or of timing; every rank takes
-the same number of steps, and each example of the epoch is trained on exactly once.
+The shuffled examples of an epoch are cut into as many lanes as a step has micro-batches, each lane into pools of steps.
+A step takes from every lane's pool the examples of the same rank by length, so that little of a micro-batch is padding
+and all micro-batches of a step are like work. Invariant: the order is a function of seed, epoch and the examples only,
+never of the number of workers or of timing; each example of the epoch is trained on exactly once.
 """
 
 from dataclasses import dataclass
@@ -11,14 +12,12 @@ from functools import cached_property
 import numpy as np
 
 _POOLED_STEPS = 32
-"""Examples of so many steps, drawn at random, are put in the order of length and dealt out to those steps."""
-_BUCKETS_AT_HAND = 2
-"""A micro-batch lies in one bucket, now and then in two."""
+"""Examples of so many steps are put in the order of length and dealt out to those steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class BucketSlice:
-    """Neighbouring places in the order of one bucket's examples, see `EpochOrder.arrange`."""
+    """Neighbouring places in the shuffled examples of one bucket, see `EpochOrder.shuffled`."""
 
     bucket: int
     places: slice
@@ -26,29 +25,62 @@ class BucketSlice:
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """One epoch: a seeded permutation of buckets, and of the steps in each."""
+    """One epoch: a seeded permutation of buckets and of the examples in each, and how steps take them."""
 
     counts: np.ndarray
     """[num_buckets] examples in each bucket."""
     seed: int
     epoch: int
     global_batch_size: int
-    """Examples of one optimizer step, all workers together."""
+    """Most examples of one optimizer step, all workers together; all steps have as many, or one fewer a lane."""
+    num_lanes: int
+    """Micro-batches of a step. A worker that has the same ones in every step reads the buckets of their lanes only."""
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the epoch; the last may hold fewer examples."""
-        return -(-int(self.counts.sum()) // self.global_batch_size)
+        """Optimizer steps of the epoch."""
+        return -(-self._num_examples // self.global_batch_size)
 
-    def micro_batch(self, step: int, place: int, size: int) -> list[BucketSlice]:
-        """The examples of one micro-batch, a part for each bucket it touches.
+    def pool_of(self, step: int) -> int:
+        """Number of the pool that a step takes from, in every lane."""
+        return step // _POOLED_STEPS
 
-        The global batch of a step is the `size` examples from step * global_batch_size + place * size on, for
-        place = 0, 1, ..., so it is the same for any number of workers; at the end of an epoch the last micro-batches
-        may be short or empty.
+    def pool(self, lane: int, pool: int) -> list[BucketSlice]:
+        """The examples of a pool of a lane, a part for each bucket it touches."""
+        steps = self._steps(pool)
+        return self._slices(self._place(lane, steps.start), self._place(lane, steps.stop))
+
+    def deal(self, lane: int, pool: int, lengths: np.ndarray) -> dict[int, np.ndarray]:
+        """The micro-batch of a lane in each step of a pool, as places in that pool.
+
+        Args:
+            lane, pool: which one.
+            lengths: [N] events of each example of the pool, in the order of `pool`.
         """
-        first = step * self.global_batch_size + place * size
-        return self._slices(first, min(first + size, int(self.counts.sum())))
+        steps = np.array(self._steps(pool))
+        drawn = np.random.default_rng([self.seed, self.epoch, pool]).permutation(steps)
+        by_length, first = np.argsort(lengths, kind="stable"), 0
+        dealt: dict[int, np.ndarray] = {}
+        for step in drawn.tolist():
+            size = self._place(lane, step + 1) - self._place(lane, step)
+            dealt[step] = by_length[first : first + size]
+            first += size
+        return dealt
+
+    def shuffled(self, bucket: int) -> np.ndarray:
+        """[N] the examples of a bucket in the order of this epoch."""
+        generator = np.random.default_rng([self.seed, self.epoch, bucket, 0])
+        return generator.permutation(int(self.counts[bucket]))
+
+    def _steps(self, pool: int) -> range:
+        return range(pool * _POOLED_STEPS, min((pool + 1) * _POOLED_STEPS, self.num_steps))
+
+    def _place(self, lane: int, step: int) -> int:
+        """Where in the whole order a lane is before a step: as if examples were dealt to steps, and then to lanes."""
+        rest = self._num_examples % self.num_lanes
+        first = lane * (self._num_examples // self.num_lanes) + min(lane, rest)
+        dealt = self._num_examples * step // self.num_steps
+        return first + (dealt - lane + self.num_lanes - 1) // self.num_lanes
 
     def _slices(self, first: int, last: int) -> list[BucketSlice]:
         found: list[BucketSlice] = []
@@ -61,31 +93,9 @@ class EpochOrder:
             first = stop
         return found
 
-    def arrange(self, bucket: int, lengths: np.ndarray) -> np.ndarray:
-        """[N] the examples of a bucket in the order they are trained on.
-
-        They are shuffled, those of each pool sorted by length and cut into global batches, and these shuffled again.
-
-        Args:
-            bucket: which one.
-            lengths: [N] events of each example.
-        """
-        if bucket not in self._arranged:
-            while len(self._arranged) >= _BUCKETS_AT_HAND:
-                del self._arranged[next(iter(self._arranged))]
-            self._arranged[bucket] = self._arrange(bucket, lengths)
-        return self._arranged[bucket]
-
-    def _arrange(self, bucket: int, lengths: np.ndarray) -> np.ndarray:
-        generator, size = np.random.default_rng([self.seed, self.epoch, bucket]), self.global_batch_size
-        shuffled = generator.permutation(len(lengths))
-        place = int(np.flatnonzero(self._order == bucket)[0])
-        head = min(-int(self._ends[place] - self.counts[bucket]) % size, len(lengths))  # completes a step begun before
-        rest = shuffled[head:]
-        rest = rest[np.lexsort((lengths[rest], np.arange(len(rest)) // (_POOLED_STEPS * size)))]
-        num_whole = len(rest) // size
-        whole = rest[: num_whole * size].reshape(num_whole, size)[generator.permutation(num_whole)]
-        return np.concatenate([shuffled[:head], whole.ravel(), rest[num_whole * size :]])
+    @cached_property
+    def _num_examples(self) -> int:
+        return int(self.counts.sum())
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -95,7 +105,3 @@ class EpochOrder:
     @cached_property
     def _ends(self) -> np.ndarray:
         return np.cumsum(self.counts[self._order])
-
-    @cached_property
-    def _arranged(self) -> dict[int, np.ndarray]:
-        return {}

@@ -29,7 +29,8 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad and decay]
+        learning = [(name, p) for name, p in module.named_parameters() if p.requires_grad and decay]
+        self._names, self._parameters = [name for name, _ in learning], [parameter for _, parameter in learning]
         self._means = [tensor.clone() for tensor in self._held()]
 
     @torch.no_grad()
@@ -49,14 +50,9 @@ class WeightAverage:
         finally:
             self._exchange()
 
-    def state(self) -> list[Tensor]:
-        """The means, for a checkpoint."""
-        return self._means
-
-    def load(self, state: list[Tensor]) -> None:
-        """Take over means that `state` gave on the same rank."""
-        for mean, saved in zip(self._means, state, strict=True):
-            mean.copy_(saved)
+    def held_means(self) -> list[tuple[str, nn.Parameter, Tensor]]:
+        """Name, parameter and mean of what this rank holds of each."""
+        return list(zip(self._names, self._parameters, self._means, strict=True))
 
     @torch.no_grad()
     def _exchange(self) -> None:

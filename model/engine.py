@@ -2,7 +2,7 @@
 
 Steps an objective under ZeRO 0 to 3 with AdamW, the same path on CPU (gloo) and GPU (nccl). Invariant: an optimizer
 step sees the gradient of the mean loss over the targets of the whole global batch, whatever the number of workers, the
-micro-batch size or the ZeRO stage.
+micro-batch size or the ZeRO stage; and all ranks take it or none does.
 """
 
 import math
@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,13 @@ from torch import distributed as dist
 from transformers.pytorch_utils import Conv1D
 
 from data_io.batch import Batch
-from data_io.config import SettingsError
 from model.averaging import WeightAverage
 from model.config import OptimizerSettings, TrainingSettings
 from model.encoder import TensorBatch
+from model.guarded_adamw import GradientGuard, GuardedAdamW
+from model.held_state import Part, held_means, held_parts, publish_weights, set_num_steps
 
 _MIN_RATE_SHARE = 0.01
-_MEANS = "means"
-"""Key of the mean weights in a checkpoint."""
-
-
-class NonFiniteLossError(Exception):
-    """The loss became not-a-number or infinite; the message says at which step."""
 
 
 def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
@@ -67,31 +61,30 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16"
 
 
-def accumulation_steps(settings: TrainingSettings, world_size: int) -> int:
-    """Micro-batches of one worker in an optimizer step.
-
-    Raises:
-        SettingsError: the global batch does not divide evenly.
-    """
-    per_pass = settings.micro_batch_size * world_size
-    if settings.global_batch_size % per_pass:
-        raise SettingsError(
-            f"global_batch_size {settings.global_batch_size} must be a multiple of micro_batch_size "
-            f"{settings.micro_batch_size} times {world_size} workers"
-        )
-    return settings.global_batch_size // per_pass
+def num_micro_batches(training: TrainingSettings) -> int:
+    """Micro-batches of a global batch, over all workers."""
+    return -(-training.global_batch_size // training.micro_batch_size)
 
 
-def deepspeed_config(
-    training: TrainingSettings, optimizer: OptimizerSettings, world_size: int, device: torch.device
-) -> dict[str, Any]:
-    """DeepSpeed's own configuration for our settings."""
+def accumulation_steps(training: TrainingSettings, world_size: int) -> int:
+    """Micro-batches of one worker in an optimizer step; where they do not go round, some workers get padding."""
+    return -(-num_micro_batches(training) // world_size)
+
+
+def deepspeed_config(training: TrainingSettings, world_size: int, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's own configuration for our settings; it clips nothing, since `GuardedAdamW` does."""
+    zero: dict[str, Any] = {"stage": training.zero_stage}
+    if training.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    if training.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps(training, world_size),
-        "gradient_clipping": optimizer.max_gradient_norm,
-        "zero_optimization": {"stage": training.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": 0.0,
         "steps_per_print": 1_000_000_000,
     }
     if uses_bfloat16(training.precision, device):
@@ -101,10 +94,16 @@ def deepspeed_config(
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One optimizer step: mean loss over the global batch and the gradient norm before clipping."""
+    """One optimizer step."""
 
     loss: float
+    """Mean over the targets of the global batch."""
     gradient_norm: float
+    """Before clipping."""
+    skipped: bool
+    """Whether the weights were left as they were, on all ranks: the loss or the norm was not finite or a spike."""
+    signal: float = 0.0
+    """Sum over ranks of what each gave to `TrainEngine.step`."""
 
 
 class TrainEngine:
@@ -114,56 +113,79 @@ class TrainEngine:
         self, objective: nn.Module, training: TrainingSettings, optimizer: OptimizerSettings, device: torch.device
     ) -> None:
         self.device = device
-        self.world_size = dist.get_world_size()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._settings = optimizer
         self._accumulation = accumulation_steps(training, self.world_size)
         self._zero_stage = training.zero_stage
-        self._engine = _initialize(objective, training, optimizer, self.world_size, device)
+        self._guard = GradientGuard(optimizer.max_gradient_norm, optimizer.spike_factor)
+        self._engine, adamw = _initialize(objective, training, optimizer, self.world_size, device)
+        adamw.scale = self._scale
         self._average = WeightAverage(self._engine.module, optimizer.average_decay)
+        self._num_steps = 0
+        self._loss = self._norm = 0.0
+        self._factor: float | None = None
 
     @property
     def module(self) -> nn.Module:
         """The objective itself."""
         return self._engine.module
 
-    def step(self, micro_batches: Iterable[Batch], weight: int, seed: int, step: int, num_steps: int) -> StepResult:
+    def step(
+        self,
+        micro_batches: Iterable[Batch],
+        weight: int,
+        seed: int,
+        step: int,
+        num_steps: int,
+        signal: float = 0.0,
+    ) -> StepResult:
         """One optimizer step.
 
         Args:
-            micro_batches: exactly as many as gradients are accumulated, some perhaps only padding.
+            micro_batches: exactly as many as gradients are accumulated, some perhaps only padding; of all of the step,
+                every world_size-th from this rank's on.
             weight: number of targets in this rank's micro-batches together.
-            seed: fixes dropout and negatives of this step, so that a resumed run draws the same.
+            seed: of the step. Dropout and negatives of a micro-batch are fixed by seed and its number in the step, so
+                that they are the same on any number of workers.
             step, num_steps: place in the learning-rate schedule.
-
-        Raises:
-            NonFiniteLossError: the loss is not finite; the weights are as before the step.
+            signal: a number that is summed over ranks beside the loss.
         """
-        total_weight = max(1.0, self._sum(float(weight)))
+        total_weight = max(1.0, self.sum_over_ranks(float(weight)))
         self._set_learning_rate(learning_rate_at(self._settings, step, num_steps))
-        torch.manual_seed(seed * self.world_size + dist.get_rank())
         self._engine.train()
-        total = 0.0
+        total, signals = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
         for index, batch in enumerate(micro_batches):
-            loss = self._engine(to_tensors(batch, self.device), seed=seed + index)
-            total += float(loss.detach())
-            if index == self._accumulation - 1:
-                self._check_finite(total / total_weight, step)
+            drawn_by = seed + index * self.world_size + self.rank
+            torch.manual_seed(drawn_by)
+            loss = self._engine(to_tensors(batch, self.device), seed=drawn_by)
+            total += loss.detach()
             self._engine.backward(loss * (self.world_size * self._accumulation / total_weight))
+            if index == self._accumulation - 1:
+                summed = self._sums(torch.stack([total, total.new_tensor(signal)]))
+                self._loss, signals = float(summed[0]) / total_weight, float(summed[1])
+                self._factor, self._norm = None, float("nan")
             self._engine.step()
-        self._average.update(step)
-        norm = self._engine.get_global_grad_norm()
-        return StepResult(self._sum(total) / total_weight, float(norm) if norm is not None else float("nan"))
+        taken = self._factor is not None
+        if taken:
+            self._num_steps += 1
+            self._average.update(step)
+        return StepResult(self._loss, self._norm, skipped=not taken, signal=signals)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of weights and optimizer state; all ranks must call it."""
-        self._engine.save_checkpoint(
-            str(folder), tag="state", save_latest=False, client_state={_MEANS: self._average.state()}
-        )
+    def parts(self) -> list[Part]:
+        """What this rank holds of the training state, to be written to a checkpoint or from one."""
+        means = held_means(self._average.held_means(), self._zero_stage, self.rank)
+        return held_parts(self._engine, self._zero_stage, self.rank) + means
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote; all ranks must call it, as many as saved."""
-        _, kept = self._engine.load_checkpoint(str(folder), tag="state")
-        self._average.load(kept[_MEANS])
+    def counters(self) -> dict[str, Any]:
+        """The few numbers of the training state that all ranks share."""
+        return {"num_steps": self._num_steps, "guard": self._guard.state()}
+
+    def take_over(self, counters: dict[str, Any]) -> None:
+        """Go on from what was written to `parts`, with the `counters` of the same moment; all ranks call it."""
+        publish_weights(self._engine, self._zero_stage)
+        set_num_steps(self._engine, self._zero_stage, counters["num_steps"])
+        self._num_steps = counters["num_steps"]
+        self._guard.load(counters["guard"])
 
     @contextmanager
     def gathered_parameters(self) -> Iterator[None]:
@@ -177,16 +199,30 @@ class TrainEngine:
         ):
             yield
 
-    def _sum(self, value: float) -> float:
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return float(total)
+    def sum_over_ranks(self, value: float | Tensor) -> float:
+        """The sum of what each rank gives; all ranks call it."""
+        return float(self._sums(torch.as_tensor(value, dtype=torch.float64, device=self.device).clone()))
 
-    def _check_finite(self, mean_loss: float, step: int) -> None:
-        if self._sum(0.0 if math.isfinite(mean_loss) else 1.0):
-            raise NonFiniteLossError(
-                f"the loss of step {step} is not finite; lower optimizer.learning_rate, or look for absurd input"
-            )
+    def _sums(self, values: Tensor) -> Tensor:
+        dist.all_reduce(values)
+        return values
+
+    def _scale(self) -> float | None:
+        """Factor of this step's gradients, which DeepSpeed has summed up by now; None where it is not taken.
+
+        Asked once for each part of the parameters, and decided once. Under ZeRO 1 to 3 DeepSpeed does not even ask
+        where the norm is not finite.
+        """
+        if math.isnan(self._norm):
+            self._norm = self._gradient_norm()
+            self._factor = self._guard.scale_of(self._norm) if math.isfinite(self._loss) else None
+        return self._factor
+
+    def _gradient_norm(self) -> float:
+        if self._zero_stage:
+            return float(self._engine.optimizer._global_grad_norm)
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
 
     def _set_learning_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
@@ -199,7 +235,7 @@ def _initialize(
     optimizer: OptimizerSettings,
     world_size: int,
     device: torch.device,
-) -> Any:
+) -> tuple[Any, GuardedAdamW]:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -211,14 +247,14 @@ def _initialize(
     deepspeed.utils.logger.setLevel("WARNING")
     objective.to(device)
     groups = parameter_groups(objective, optimizer.weight_decay)
-    adamw = torch.optim.AdamW(groups, lr=optimizer.learning_rate, fused=True)
+    adamw = GuardedAdamW(groups, lr=optimizer.learning_rate, fused=True)
     engine, *_ = deepspeed.initialize(
         model=objective,
         optimizer=adamw,
-        config=deepspeed_config(training, optimizer, world_size, device),
+        config=deepspeed_config(training, world_size, device),
         dist_init_required=False,
     )
-    return engine
+    return engine, adamw
 
 
 def weight_of(targets: Tensor | np.ndarray) -> int:

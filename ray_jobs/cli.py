@@ -6,6 +6,7 @@ imports no job, so that --help answers at once.
 
 import importlib
 import io
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 from data_io.config import SettingsError
 from ray_jobs.config import JOB_SECTIONS, Settings, explain, job_settings_type, read_settings
+from ray_jobs.failures import find_expected
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -32,16 +34,15 @@ JOBS = {
     "demo": "all of these in order, on real data: demo [--data synthetic]",
 }
 
-EXPECTED_ERRORS = (
-    "CheckpointError",
-    "ClusterError",
-    "DataContractError",
-    "NonFiniteLossError",
-    "OutOfDiskError",
-    "OutputLockedError",
-    "SettingsError",
-    "StorageError",
-)
+_EXIT_INTERRUPTED, _EXIT_TERMINATED = 130, 143  # as a shell says it: 128 and the number of the signal
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler or `ray job stop` sends it: everything that is open is closed on the way out."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,12 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_job(job: str, arguments: Sequence[str] | None = None) -> None:
     """Run one job with the rest of the command line; `python -m ray_jobs.JOB` does the same."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         settings = parse_settings(job, given)
         importlib.import_module(f"ray_jobs.{job}").run(settings)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _say("interrupted; run the same command again to go on")
-        sys.exit(130)
+        sys.exit(_EXIT_TERMINATED if isinstance(interrupt, Terminated) else _EXIT_INTERRUPTED)
     except Exception as error:  # every expected failure becomes one line; any other is raised again as it is
         expected = find_expected(error)
         if expected is None:
@@ -131,20 +133,6 @@ def _demo_file(arguments: list[str]) -> tuple[str, list[str]]:
     if data not in ("complete_journey", "synthetic"):
         raise SettingsError(f"demo --data {data}: choose complete_journey or synthetic")
     return str(path), rest
-
-
-def find_expected(error: BaseException | None) -> BaseException | None:
-    """The expected failure behind an exception, through what Ray wraps around it; None for a bug."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        inner = getattr(error, "cause", None) or error.__cause__
-        for failure in getattr(error, "worker_failures", {}).values():
-            inner = inner or failure
-        if type(error).__name__ in EXPECTED_ERRORS and not hasattr(error, "as_instanceof_cause"):
-            return error
-        error = inner if isinstance(inner, BaseException) else None
-    return None
 
 
 def _overview() -> str:

@@ -7,24 +7,37 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context, get_preemption_info
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster.config import ClusterSettings
 from cluster.session import check_workers_fit, ray_session, uses_gpu
 from data_io import storage
 from data_io.buckets import fingerprint, is_published
 from data_io.config import SettingsError
+from data_io.lease import write_lease
 from data_io.splits import Split, resolve_split
 from data_io.store import SequenceStore
 from model.checkpoint import load_model, save_model
-from model.config import FinetuneSettings, PretrainSettings
-from model.engine import accumulation_steps
+from model.checkpoint_form import RunIdentity, newest_position
+from model.config import EXECUTION_SETTINGS, FinetuneSettings, PretrainSettings, TrainingSettings
+from model.engine import num_micro_batches
 from ray_jobs.bucket_map import map_buckets
 from ray_jobs.config import Settings
+from ray_jobs.failures import find_expected
 from ray_jobs.learning import Learning, StoreIndex
 from ray_jobs.progress import Progress, say
-from ray_jobs.train_loop import BEST, TrainRun, train_loop
+from ray_jobs.run_status import run_status
+from ray_jobs.train_loop import BEST, CHECKPOINTS, TrainRun, train_loop
+from ray_jobs.watch import Watch
+
+TrainLoop = Callable[[TrainRun, torch.device, Watch], None]
+
+
+class WorkersLostError(Exception):
+    """Workers are lost again and again before training gets any further; the message says by what."""
 
 
 def open_store(settings: Settings) -> tuple[SequenceStore, Split]:
@@ -55,57 +68,95 @@ def train(
         prepare: adds to what is counted over the store before training starts.
 
     Raises:
-        SettingsError: the batch does not divide among the workers, or no user has enough history to train on.
+        SettingsError: there are more workers than micro-batches, or no user has enough history to train on.
+        OutputLockedError: the same run is being trained already.
+        WorkersLostError: workers are lost again and again without a new checkpoint in between.
     """
-    accumulation_steps(section.training, settings.cluster.num_workers)
-    used = {"seed": settings.seed, "target_actions": settings.target_actions, "split": settings.split.model_dump()}
-    used |= {"exclude_seen": settings.evaluation.exclude_seen}  # which targets are trained on and validated
-    # what a model is called says nothing of what it learned, and the encoder it starts from is one of the inputs
-    used |= {"section": section.model_dump(exclude={"name", "encoder"}), "inputs": inputs}
-    mark = fingerprint(used)
-    if is_published(output_url, mark):
+    check_enough_work(section.training, settings.cluster)
+    identity = identity_of(settings, section, inputs)
+    if is_published(output_url, identity.fingerprint):
         say(f"{name}: {output_url} is already trained")
         return
     store = learning.store
     work_url = f"{output_url}.work"
-    with ray_session(settings.cluster):
+    with ray_session(settings.cluster), write_lease(work_url, name), run_status(work_url):
         check_workers_fit(settings.cluster)
         index = count_store(learning)
         num_examples = int(index.num_examples.sum())
         if not num_examples:
             raise SettingsError(f"{name}: no user has two events before the validation cutoff; see split")
         say(f"{name}: {num_examples:,} training examples of {store.num_users:,} users, {_describe(settings.cluster)}")
-        run = TrainRun(
-            name=name,
-            learning=learning,
-            index=prepare(index),
-            training=section.training,
-            optimizer=section.optimizer,
-            seed=settings.seed,
-            work_url=work_url,
-            fingerprint=mark,
-            manifest=learning.describe()
-            | {
-                "fingerprint": mark,
-                "store_fingerprint": store.fingerprint,
-                "actions": store.actions,
-                "settings": settings.model_dump(mode="json"),
-            },
-        )
-        _run_workers(run, settings.cluster)
-    best = load_model(storage.join(work_url, BEST))
-    save_model(best.model, best.vocabulary, output_url, {k: v for k, v in best.manifest.items() if k != "files"})
-    storage.delete_folder(storage.join(work_url, "checkpoints"))
-    storage.delete_folder(storage.join(work_url, BEST))
+        run_workers(make_run(name, settings, section, learning, prepare(index), work_url, identity), settings.cluster)
+        best = load_model(storage.join(work_url, BEST))
+        save_model(best.model, best.vocabulary, output_url, {k: v for k, v in best.manifest.items() if k != "files"})
+        storage.delete_folder(storage.join(work_url, CHECKPOINTS))
+        storage.delete_folder(storage.join(work_url, BEST))
+
+
+def identity_of(
+    settings: Settings, section: PretrainSettings | FinetuneSettings, inputs: dict[str, Any]
+) -> RunIdentity:
+    """What decides which network comes out of a training."""
+    used = {"seed": settings.seed, "target_actions": settings.target_actions, "split": settings.split.model_dump()}
+    used |= {"exclude_seen": settings.evaluation.exclude_seen}  # which targets are trained on and validated
+    # what a model is called says nothing of what it learned, and the encoder it starts from is one of the inputs
+    learned = section.model_dump(exclude={"name", "encoder", "training"})
+    learned["training"] = section.training.model_dump(exclude=set(EXECUTION_SETTINGS))
+    used |= {"section": learned, "inputs": inputs}
+    return RunIdentity(fingerprint=fingerprint(used), settings=used)
+
+
+def make_run(
+    name: str,
+    settings: Settings,
+    section: PretrainSettings | FinetuneSettings,
+    learning: Learning,
+    index: StoreIndex,
+    work_url: str,
+    identity: RunIdentity,
+) -> TrainRun:
+    """What the workers of a training are told."""
+    facts = {"fingerprint": identity.fingerprint, "store_fingerprint": learning.store.fingerprint}
+    facts |= {"actions": learning.store.actions, "settings": settings.model_dump(mode="json")}
+    return TrainRun(
+        name=name,
+        learning=learning,
+        index=index,
+        training=section.training,
+        optimizer=section.optimizer,
+        seed=settings.seed,
+        work_url=work_url,
+        identity=identity,
+        manifest=learning.describe() | facts,
+    )
 
 
 def _describe(cluster: ClusterSettings) -> str:
     """What trains; a GPU that lies idle because there is not one for every worker is named."""
     if uses_gpu(cluster):
-        return f"{cluster.num_workers} workers with a GPU each"
+        return f"{_count(cluster)} workers with a GPU each"
     idle = int(ray.cluster_resources().get("GPU", 0))
     hint = f" (the cluster has {idle} GPU: --cluster.num-workers {idle} would use it)" if idle else ""
-    return f"{cluster.num_workers} workers on CPU{hint}"
+    return f"{_count(cluster)} workers on CPU{hint}"
+
+
+def _count(cluster: ClusterSettings) -> str:
+    least, most = cluster.least_workers, cluster.most_workers
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def check_enough_work(training: TrainingSettings, cluster: ClusterSettings) -> None:
+    """Fail where some workers would have no micro-batch.
+
+    Raises:
+        SettingsError: there are more workers than micro-batches in a global batch.
+    """
+    num = num_micro_batches(training)
+    if cluster.most_workers > num:
+        raise SettingsError(
+            f"global_batch_size {training.global_batch_size} makes {num} micro-batches of {training.micro_batch_size}, "
+            f"too few for {cluster.most_workers} workers; lower micro_batch_size or cluster.num_workers"
+        )
 
 
 def count_store(learning: Learning) -> StoreIndex:
@@ -139,14 +190,57 @@ def count_store(learning: Learning) -> StoreIndex:
     )
 
 
-def _run_workers(run: TrainRun, cluster: ClusterSettings) -> None:
+def run_workers(run: TrainRun, cluster: ClusterSettings, loop: TrainLoop = train_loop) -> None:
+    """Train until it is done, restarting workers as long as each restart gets further than the one before.
+
+    Args:
+        run: what is trained.
+        cluster: where.
+        loop: what each worker runs.
+
+    Raises:
+        WorkersLostError: too many restarts in a row got no further.
+        TrainingFailedError: around an error that another try would only meet again.
+    """
+    reached, num_restarts = newest_position(run.checkpoints_url), 0
+    while True:
+        try:
+            _run_worker_group(run, cluster, loop)
+        except TrainingFailedError as error:
+            if find_expected(error) is not None:
+                raise
+            before, reached = reached, newest_position(run.checkpoints_url)
+            num_restarts = 1 if reached > before else num_restarts + 1
+            if num_restarts > cluster.max_failures:
+                raise WorkersLostError(
+                    f"{run.name}: workers were lost {num_restarts} times without a new checkpoint in between, the last "
+                    f"time by: {_reason(error)}; see pretrain.training.checkpoint_every_steps and cluster.max_failures"
+                ) from error
+            say(f"{run.name}: workers were lost ({_reason(error)}); going on from the newest checkpoint")
+        else:
+            return
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of what a lost worker said."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    lines = [line.strip() for line in str(failures[0] if failures else error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _run_worker_group(run: TrainRun, cluster: ClusterSettings, loop: TrainLoop) -> None:
     use_gpu = uses_gpu(cluster)
     run_ref = ray.put(run)
+    hang_timeout_s = cluster.hang_timeout_s
 
     def worker(_: dict[str, Any]) -> None:
-        train_loop(ray.get(run_ref), get_device())
+        rank = get_context().get_world_rank()
+        watch = Watch(hang_timeout_s, run_url, rank, lambda: get_preemption_info() is not None)
+        loop(ray.get(run_ref), get_device(), watch)
 
+    run_url = run.work_url
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.worker_timeout_s)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(hang_timeout_s)
     filesystem, path = storage.locate(storage.join(run.work_url, "ray_train"))
     filesystem.create_dir(path, recursive=True)
     trainer = TorchTrainer(
@@ -162,7 +256,8 @@ def _run_workers(run: TrainRun, cluster: ClusterSettings) -> None:
             name=uuid.uuid4().hex,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            # A lost worker ends the group, and `run_workers` decides whether another one is worth while.
+            failure_config=FailureConfig(max_failures=0),
         ),
     )
     trainer.fit()

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from ray_jobs.cli import CONFIGS, EXPECTED_ERRORS, JOBS
+from ray_jobs.cli import CONFIGS, JOBS
 from ray_jobs.config import Settings, read_settings
+from ray_jobs.failures import EXPECTED_ERRORS
 
 REPOSITORY = Path(__file__).parent.parent
 PACKAGES = ("data_io", "model", "cluster", "ray_jobs")

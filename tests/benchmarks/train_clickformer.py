@@ -78,12 +78,13 @@ class Training:
         """Train one; seconds, real events with a target, and positions with their padding."""
         began, tokens, positions = time.perf_counter(), 0, 0
         plan, learning = self.plan, self.learning
-        order = EpochOrder(self.counts, plan.seed, epoch, plan.batch_size)
-        accumulation = plan.batch_size // plan.micro_batch_size
-        place = RankPlace(rank=0, world_size=1, micro_batch_size=plan.micro_batch_size, accumulation=accumulation)
-        for step, batches in enumerate(self.loader.steps(order, place, 0), start=epoch * order.num_steps):
+        num = -(-plan.batch_size // plan.micro_batch_size)
+        order = EpochOrder(self.counts, plan.seed, epoch, plan.batch_size, num)
+        place = RankPlace(rank=0, world_size=1, num_micro_batches=num)
+        for step, loaded in enumerate(self.loader.steps(order, place, 0), start=epoch * order.num_steps):
+            batches = loaded.batches
             weight = sum(learning.num_targets(batch) for batch in batches)
-            self.engine.step(batches, weight, step * accumulation, step, order.num_steps * plan.num_epochs)
+            self.engine.step(batches, weight, step * num, step, order.num_steps * plan.num_epochs)
             tokens += weight
             positions += sum(batch[PADDING_MASK].size for batch in batches)
         return {"seconds": time.perf_counter() - began, "tokens": tokens, "positions": positions}

@@ -50,13 +50,16 @@ def make_loader(store: Any) -> BatchLoader:
     return BatchLoader(store, make_examples, collate, padding_batch(1))
 
 
-def make_order(epoch: int = 0) -> EpochOrder:
-    return EpochOrder(COUNTS, 7, epoch, GLOBAL_BATCH_SIZE)
+def make_order(epoch: int = 0, num_lanes: int = GLOBAL_BATCH_SIZE) -> EpochOrder:
+    return EpochOrder(COUNTS, 7, epoch, GLOBAL_BATCH_SIZE, num_lanes)
 
 
-def make_place(rank: int = 0, world_size: int = 1, micro_batch_size: int = 1) -> RankPlace:
-    accumulation = GLOBAL_BATCH_SIZE // (world_size * micro_batch_size)
-    return RankPlace(rank=rank, world_size=world_size, micro_batch_size=micro_batch_size, accumulation=accumulation)
+def make_place(rank: int = 0, world_size: int = 1, num_micro_batches: int = GLOBAL_BATCH_SIZE) -> RankPlace:
+    return RankPlace(rank=rank, world_size=world_size, num_micro_batches=num_micro_batches)
+
+
+def batches_of(loader: BatchLoader, order: EpochOrder, place: RankPlace, first_step: int = 0) -> list[list[Batch]]:
+    return [loaded.batches for loaded in loader.steps(order, place, first_step)]
 
 
 def content(steps: list[list[Batch]]) -> list[list[dict[str, list]]]:
@@ -68,31 +71,35 @@ def users_of(batches: list[Batch]) -> list[int]:
     return first[first > 0].tolist()
 
 
-@given(st.integers(0, 3), st.integers(0, 3), st.sampled_from([(0, 1, 2), (0, 2, 1), (1, 2, 2), (3, 4, 1)]))
+@given(st.integers(0, 3), st.integers(0, 3), st.sampled_from([(0, 1), (0, 2), (1, 2), (3, 4), (2, 3)]))
 @settings(max_examples=20, deadline=None)
 def test_a_loader_resumed_from_a_step_gives_the_batches_of_the_uninterrupted_one(
-    make_sequences: Callable, first_step: int, epoch: int, place: tuple[int, int, int]
+    make_sequences: Callable, first_step: int, epoch: int, place: tuple[int, int]
 ) -> None:
     order, rank_place = make_order(epoch), make_place(*place)
-    whole = content(list(make_loader(FakeStore(make_sequences)).steps(order, rank_place, 0)))
-    resumed = content(list(make_loader(FakeStore(make_sequences)).steps(order, rank_place, first_step)))
+    whole = content(batches_of(make_loader(FakeStore(make_sequences)), order, rank_place))
+    resumed = content(batches_of(make_loader(FakeStore(make_sequences)), order, rank_place, first_step))
     assert len(whole) == order.num_steps == 3
     assert resumed == whole[first_step:]
 
 
-def test_the_global_batch_of_each_step_is_the_same_on_1_2_and_4_workers(make_sequences: Callable) -> None:
+def test_the_micro_batches_of_each_step_are_the_same_on_any_number_of_workers(make_sequences: Callable) -> None:
     found = []
-    for world_size in (1, 2, 4):
-        ranks = [
-            list(make_loader(FakeStore(make_sequences)).steps(make_order(), make_place(rank, world_size), 0))
-            for rank in range(world_size)
-        ]
-        found.append(content([list(chain(*steps)) for steps in zip(*ranks, strict=True)]))
-    assert found[0] == found[1] == found[2]
+    for world_size in (1, 2, 3, 4):
+        places = [make_place(rank, world_size) for rank in range(world_size)]
+        ranks = [batches_of(make_loader(FakeStore(make_sequences)), make_order(), place) for place in places]
+        steps = []
+        for step in range(make_order().num_steps):
+            by_lane = {}
+            for place, batches in zip(places, ranks, strict=True):
+                by_lane |= dict(zip(place.lanes, batches[step], strict=False))
+            steps.append([by_lane[lane] for lane in sorted(by_lane)])
+        found.append(content(steps))
+    assert all(other == found[0] for other in found)
 
 
 def test_each_user_is_trained_on_once_an_epoch_with_its_own_events(make_sequences: Callable) -> None:
-    steps = list(make_loader(FakeStore(make_sequences)).steps(make_order(), make_place(micro_batch_size=4), 0))
+    steps = batches_of(make_loader(FakeStore(make_sequences)), make_order(num_lanes=1), make_place(num_micro_batches=1))
     expected = [100 * bucket + user + 2 for bucket, sizes in enumerate(LENGTHS) for user in range(len(sizes))]
     batches = list(chain(*steps))
     assert sorted(users_of(batches)) == expected
@@ -103,26 +110,33 @@ def test_each_user_is_trained_on_once_an_epoch_with_its_own_events(make_sequence
 
 
 def test_every_rank_takes_the_same_number_of_micro_batches_even_if_some_are_padding(make_sequences: Callable) -> None:
-    ranks = [
-        list(make_loader(FakeStore(make_sequences)).steps(make_order(), make_place(rank, 4), 0)) for rank in range(4)
-    ]
-    assert [[len(step) for step in steps] for steps in ranks] == [[1, 1, 1]] * 4
-    assert [len(users_of(steps[-1])) for steps in ranks] == [1, 1, 1, 0]
+    ranks = [batches_of(make_loader(FakeStore(make_sequences)), make_order(), make_place(rank, 3)) for rank in range(3)]
+    assert [[len(step) for step in steps] for steps in ranks] == [[2, 2, 2]] * 3
+    assert [[len(users_of(step)) for step in steps] for steps in ranks[1:]] == [[1, 1, 1]] * 2
 
 
 def test_a_bucket_is_read_once_while_it_stays_in_use(make_sequences: Callable) -> None:
     store = FakeStore(make_sequences)
-    list(make_loader(store).steps(make_order(), make_place(), 0))
+    batches_of(make_loader(store), make_order(), make_place())
     assert sorted(store.read) == [0, 2, 3]
+
+
+def test_a_rank_reads_only_the_buckets_of_its_lanes(make_sequences: Callable) -> None:
+    reads = []
+    for rank in range(2):
+        store = FakeStore(make_sequences)
+        batches_of(make_loader(store), make_order(num_lanes=2), make_place(rank, 2, 2))
+        reads.append(set(store.read))
+    assert sum(len(found) for found in reads) <= 4, "three buckets have users, and one of them is in both lanes"
 
 
 def test_nothing_is_left_of_an_epoch_resumed_at_its_end(make_sequences: Callable) -> None:
     store = FakeStore(make_sequences)
-    assert list(make_loader(store).steps(make_order(), make_place(), 3)) == []
+    assert batches_of(make_loader(store), make_order(), make_place(), 3) == []
     assert store.read == []
 
 
 def test_a_broken_bucket_stops_the_epoch_with_its_own_message(make_sequences: Callable) -> None:
     loader = make_loader(FakeStore(make_sequences, broken=2))
     with pytest.raises(DataContractError, match="bucket 2 differs from what was committed"):
-        list(loader.steps(make_order(), make_place(), 0))
+        batches_of(loader, make_order(), make_place())

@@ -20,8 +20,8 @@ from data_io.scan import EventLog
 from data_io.schema import DataContractError
 from data_io.store import SequenceStore
 from ray_jobs import append, build_sequences, compact
-from ray_jobs.cli import find_expected
 from ray_jobs.config import Settings
+from ray_jobs.failures import find_expected
 from tests.s3_faults import FaultyS3
 from tests.store_jobs import run_job
 from tests.undisturbed import Stores, check_finished, check_outcome, tree_of

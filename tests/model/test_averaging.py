@@ -45,11 +45,11 @@ def test_weights_return_bit_by_bit_even_after_an_error() -> None:
 
 def test_frozen_weights_and_a_decay_of_0_keep_nothing() -> None:
     frozen = nn.Linear(2, 2).requires_grad_(False)
-    assert WeightAverage(frozen, 0.9).state() == []
+    assert WeightAverage(frozen, 0.9).held_means() == []
     layer = nn.Linear(2, 2)
     average = WeightAverage(layer, 0.0)
     average.update(0)
     weight = layer.weight.detach().clone()
     with average.in_place():
         assert torch.equal(layer.weight, weight)
-    assert average.state() == []
+    assert average.held_means() == []

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModel
 
 from data_io.vocabulary import Vocabulary, build_vocabulary, write_vocabulary
-from model.checkpoint import CheckpointError, TrainPosition, load_model, save_model
+from model.checkpoint import CheckpointError, load_model, save_model
+from model.checkpoint_form import TrainPosition
 from model.encoder import ClickformerConfig
 from model.heads import ClickformerForOutcome
 

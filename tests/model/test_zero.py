@@ -1,8 +1,5 @@
 """DeepSpeed ZeRO 0 to 3 on two gloo workers against plain PyTorch, step by step."""
 
-import os
-import pickle
-import socket
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,24 +8,26 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch import nn
 
 from data_io.batch import ACTION_INDEX, COLUMN, ELAPSED, GAP, ITEM_INDEX, MOMENT, PADDING_MASK, TARGET_ITEM_INDEX, Batch
 from data_io.side.features import ItemFeatures
-from model.checkpoint import CheckpointError, TrainPosition, resume, save_checkpoint
+from model.checkpoint import CheckpointError
+from model.checkpoint_form import RunIdentity, TrainPosition
+from model.checkpoint_writer import CheckpointWriter
 from model.config import OptimizerSettings, TrainingSettings
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.engine import TrainEngine, deepspeed_config, learning_rate_at, parameter_groups, to_tensors
 from model.item_features import FeaturedItemTable
 from model.loss_config import BinaryLoss, FullSoftmax
 from model.objectives import ItemLoss, NextItemObjective
+from model.resuming import resume
+from tests.processes import run_workers
 
 NUM_STEPS, WORLD_SIZE, MICRO, LENGTH, ITEMS = 10, 2, 4, 6, 30
 OPTIMIZER = OptimizerSettings(learning_rate=0.01, warmup_steps=3, max_gradient_norm=0.5, average_decay=0.7)
 CPU = torch.device("cpu")
 Weights = dict[str, np.ndarray]
-RESULTS = "results.pickle"
 NETWORKS: dict[str, dict[str, Any]] = {
     "ligr": {"block": "ligr", "positions": "learned"},
     "hstu": {"block": "hstu"},
@@ -93,8 +92,9 @@ def plain_run(**network: Any) -> tuple[list[float], Weights]:
     losses, means = [], weights_of(objective)
     for step in range(NUM_STEPS):
         parts = [step_batches(step, rank, 1)[0] for rank in range(WORLD_SIZE)]
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        loss = objective(to_tensors(whole, CPU), seed=step) / int((whole[TARGET_ITEM_INDEX] > 0).sum())
+        num_targets = sum(int((part[TARGET_ITEM_INDEX] > 0).sum()) for part in parts)
+        summed = [objective(to_tensors(part, CPU), seed=step + rank) for rank, part in enumerate(parts)]
+        loss = sum(summed) / num_targets
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), OPTIMIZER.max_gradient_norm)
@@ -132,9 +132,13 @@ def run_steps(engine: TrainEngine, steps: range, accumulation: int = 1) -> list[
     return losses
 
 
-def failure_of(engine: TrainEngine, url: str, fingerprint: str) -> str:
+def identity(name: str) -> RunIdentity:
+    return RunIdentity(fingerprint=name, settings={"section": {"learning_rate": name}})
+
+
+def failure_of(engine: TrainEngine, url: str, name: str) -> str:
     try:
-        resume(engine, url, fingerprint)
+        resume(engine, url, identity(name))
     except CheckpointError as error:
         return str(error)
     return ""
@@ -142,23 +146,28 @@ def failure_of(engine: TrainEngine, url: str, fingerprint: str) -> str:
 
 def resumed_losses(stage: int, url: str) -> dict[str, Any]:
     """Five steps, a checkpoint, then the rest in a fresh engine; a torn newer checkpoint must not be used."""
-    first = make_engine(stage)
+    first, warnings = make_engine(stage), []
+    writer = CheckpointWriter(url, identity("a"), keep=3)
     run_steps(first, range(5))
-    save_checkpoint(first, TrainPosition(epoch=0, step=5), url, "settings-a", keep=3)
+    writer.save(first, TrainPosition(epoch=0, step=5), {"seen": "before"})
     run_steps(first, range(5, 6))
-    save_checkpoint(first, TrainPosition(epoch=0, step=6), url, "settings-a", keep=3)
+    writer.save(first, TrainPosition(epoch=0, step=6), {})
+    writer.wait()
+    dist.barrier()
     if dist.get_rank() == 0:
         newest = sorted(Path(url).iterdir())[-1]
-        largest = max(newest.rglob("*.pt"), key=lambda path: path.stat().st_size)
+        largest = max(newest.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
         largest.write_bytes(largest.read_bytes()[:-100])
     dist.barrier()
     second = make_engine(stage)
-    position = resume(second, url, "settings-a")
+    resumed = resume(second, url, identity("a"), warnings.append)
     return {
-        "step": position.step,
-        "losses": run_steps(second, range(position.step, NUM_STEPS)),
+        "step": resumed.position.step,
+        "notes": resumed.notes,
+        "warnings": warnings,
+        "losses": run_steps(second, range(resumed.position.step, NUM_STEPS)),
         "published": published_weights(second),
-        "other_settings": failure_of(second, url, "settings-b"),
+        "other_settings": failure_of(second, url, "b"),
     }
 
 
@@ -175,16 +184,7 @@ def sharding_all(*arguments: Any) -> dict[str, Any]:
     return config | {"zero_optimization": config["zero_optimization"] | {"stage3_param_persistence_threshold": 0}}
 
 
-def work(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(WORLD_SIZE),
-    }
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE)
+def work(rank: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {f"stage {stage}": run_steps(make_engine(stage), range(NUM_STEPS)) for stage in range(4)}
     found |= {f"published {stage}": trained_weights(stage) for stage in range(4)}
     with patch("model.engine.deepspeed_config", sharding_all):
@@ -194,20 +194,13 @@ def work(rank: int, port: int, folder: Path) -> None:
         found[name] = run_steps(make_engine(3, **network), range(NUM_STEPS))
     for stage in (0, 1, 2, 3):
         found[f"resumed {stage}"] = resumed_losses(stage, f"{folder}/stage-{stage}")
-    if rank == 0:
-        (folder / RESULTS).write_bytes(pickle.dumps(found))
-    dist.barrier()
+    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Losses of every stage, run one after the other by the same two workers to save their start-up."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("zero")
-    mp.start_processes(work, args=(port, folder), nprocs=WORLD_SIZE, join=True, start_method="spawn")
-    return pickle.loads((folder / RESULTS).read_bytes())
+    return run_workers(work, WORLD_SIZE, tmp_path_factory.mktemp("zero"))[0]
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -231,6 +224,8 @@ def test_accumulated_gradients_give_the_same_losses(found: dict[str, Any]) -> No
 def test_resumed_run_equals_the_undisturbed_one_and_skips_a_torn_checkpoint(found: dict[str, Any], stage: int) -> None:
     resumed = found[f"resumed {stage}"]
     assert resumed["step"] == 5
+    assert resumed["notes"] == {"seen": "before"}
+    assert "differs from what was written; an older checkpoint is taken" in resumed["warnings"][0]
     assert resumed["losses"] == found[f"stage {stage}"][5:], "bit-equal on the same number of workers"
 
 
@@ -253,5 +248,4 @@ def test_what_is_published_is_the_mean_of_the_weights_of_all_steps(found: dict[s
 
 def test_checkpoint_of_other_settings_is_refused(found: dict[str, Any]) -> None:
     message = found["resumed 1"]["other_settings"]
-    assert "settings-a" in message
-    assert "settings-b" in message
+    assert "(section.learning_rate 'a' then, 'b' now)" in message

@@ -52,7 +52,7 @@ def plain_losses(kind: str) -> list[float]:
     for step in range(NUM_STEPS):
         parts = [rank_batch(step, rank) for rank in range(WORLD_SIZE)]
         num_targets = sum(int((part[TARGET_ITEM_INDEX] > 0).sum()) for part in parts)
-        loss = sum(objective(to_tensors(part, CPU), seed=step) for part in parts) / num_targets
+        loss = sum(objective(to_tensors(part, CPU), seed=step + rank) for rank, part in enumerate(parts)) / num_targets
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), OPTIMIZER.max_gradient_norm)

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from data_io.config import SettingsError
 from data_io.schema import DataContractError
 from model.loss_config import AutoSoftmax
-from ray_jobs.cli import CONFIGS, JOBS, find_expected, main, parse_settings
+from ray_jobs.cli import CONFIGS, JOBS, main, parse_settings
 from ray_jobs.config import JOB_SECTIONS, Settings, read_settings
+from ray_jobs.failures import find_expected
 
 HEAVY = ("torch", "ray", "pyarrow", "polars", "numpy", "transformers", "deepspeed", "matplotlib")
 
