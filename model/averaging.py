@@ -4,7 +4,7 @@ Invariant: each rank keeps the mean of what it holds of each parameter, all of i
 is as sharded as the parameters are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,16 +21,18 @@ class WeightAverage:
     Args:
         module: whose parameters.
         decay: share of the mean that a step leaves as it was; 0 keeps no mean, and the weights stand for it.
+        beside: further weights that learn, outside the parameters.
 
     Source:
         Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging"; with the shorter memory of
         the first steps as tf.train.ExponentialMovingAverage has it.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, decay: float, beside: Sequence[Tensor] = ()) -> None:
         self._decay = decay
         learning = [(name, p) for name, p in module.named_parameters() if p.requires_grad and decay]
         self._names, self._parameters = [name for name, _ in learning], [parameter for _, parameter in learning]
+        self._beside = list(beside) if decay else []
         self._means = [tensor.clone() for tensor in self._held()]
 
     @torch.no_grad()
@@ -52,7 +54,11 @@ class WeightAverage:
 
     def held_means(self) -> list[tuple[str, nn.Parameter, Tensor]]:
         """Name, parameter and mean of what this rank holds of each."""
-        return list(zip(self._names, self._parameters, self._means, strict=True))
+        return list(zip(self._names, self._parameters, self._means, strict=False))
+
+    def means_beside(self) -> list[Tensor]:
+        """Means of the weights beside the parameters."""
+        return self._means[len(self._parameters) :]
 
     @torch.no_grad()
     def _exchange(self) -> None:
@@ -66,4 +72,5 @@ class WeightAverage:
             whole[0].partition(param_list=whole)
 
     def _held(self) -> list[Tensor]:
-        return [getattr(parameter, "ds_tensor", parameter.data) for parameter in self._parameters]
+        held = [getattr(parameter, "ds_tensor", parameter.data) for parameter in self._parameters]
+        return held + [tensor.detach() for tensor in self._beside]

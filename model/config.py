@@ -138,6 +138,9 @@ class TrainingSettings(SettingsModel):
     """Examples of one forward pass on one worker; the rest is gradient accumulation."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also parameters."""
+    shard_items_from: int = Field(default=1_000_000, ge=1)
+    """Items from which on the item table is spread over workers by rows, outside ZeRO, which would bring all of it
+    together in every step; rows then move only in steps that see them (lazy Adam)."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What ZeRO keeps in the host's memory instead of the GPU's: optimizer state (stages 1 to 3), or parameters as well
     (stage 3)."""

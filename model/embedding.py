@@ -12,17 +12,43 @@ from torch.nn import functional as F
 
 from data_io.batch import NUM_TIME_BUCKETS
 from data_io.inputs import DEFAULT_INPUTS, OwnInput
-from data_io.schema import FIRST_INDEX, PADDING_INDEX
-from model.losses import catalogue_loss
+from data_io.schema import FIRST_INDEX, PADDING_INDEX, UNKNOWN_INDEX
+from model.losses import catalogue_loss, dot
+from model.row_shard import RowShard
 
 
 class ItemTable(nn.Module):
-    """The table of item vectors, input and output of the network at once."""
+    """The table of item vectors, input and output of the network at once: a parameter, or a shard of one."""
+
+    weight: nn.Parameter
 
     def __init__(self, vocabulary_size: int, hidden_size: int, *, cosine: bool = False) -> None:
         super().__init__()
         self.cosine = cosine
+        self.num_items = vocabulary_size
         self.weight = nn.Parameter(torch.empty(vocabulary_size, hidden_size))
+        self.unknown: nn.Parameter | None = None
+        self.shard: RowShard | None = None
+
+    def shard_rows(self, device: torch.device) -> RowShard:
+        """Keep only this rank's share of the rows, outside the parameters; all ranks do so, of equal tables.
+
+        What is trained then has no `weight`; `whole_weight` brings it together.
+        """
+        weight = self.weight.detach()
+        learns = self.weight.requires_grad
+        self.unknown = nn.Parameter(weight[UNKNOWN_INDEX:FIRST_INDEX].clone(), requires_grad=learns)
+        self.shard = RowShard(weight[FIRST_INDEX:], device, learns=learns)
+        del self.weight
+        return self.shard
+
+    @torch.no_grad()
+    def whole_weight(self) -> Tensor:
+        """[V, D] all rows; all ranks call it."""
+        if self.shard is None or self.unknown is None:
+            return self.weight.detach()
+        first = torch.zeros(1, self.unknown.shape[1])
+        return torch.cat([first, self.unknown.detach().float().cpu(), self.shard.whole()])
 
     def forward(
         self,
@@ -76,7 +102,18 @@ class ItemTable(nn.Module):
 
     def _vectors(self, item_index: Tensor, seed: int | None) -> Tensor:
         """[..., D] vectors of items."""
-        return F.embedding(item_index, self.weight, padding_idx=PADDING_INDEX)
+        return self._rows(item_index)
+
+    def _rows(self, item_index: Tensor) -> Tensor:
+        """[..., D] the rows of items; that of padding is zero and stays so."""
+        if self.shard is None or self.unknown is None:
+            return F.embedding(item_index, self.weight, padding_idx=PADDING_INDEX)
+        items, places = torch.unique(item_index, return_inverse=True)
+        special = int((items < FIRST_INDEX).sum())
+        fetched = self.shard.fetch(items[special:] - FIRST_INDEX)
+        padding = fetched.new_zeros(1, fetched.shape[-1])
+        known = torch.cat([padding, self.unknown.to(fetched.dtype)])[items[:special]]
+        return F.embedding(places, torch.cat([known, fetched]))
 
     def _apart(self, item_index: Tensor) -> Tensor:
         """[2, ..., D] what items are by their ids and by their features, of which there are none."""
@@ -91,8 +128,18 @@ class ItemTable(nn.Module):
         self, states: Tensor, targets: Tensor, label_smoothing: float, seed: int | None, weighed_alike: bool
     ) -> Tensor:
         """[P] losses of states [P, D] against all items that are known by events."""
+        if self.shard is not None:
+            return self._losses_over_ranks(self.shard, states, targets, label_smoothing)
         vectors = self.compared(self.weight)
         return catalogue_loss(states, vectors, targets, label_smoothing, weighed_alike=weighed_alike)
+
+    def _losses_over_ranks(self, shard: RowShard, states: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        """As `catalogue_loss`, each rank scoring the states of all ranks with its own rows."""
+        scores = dot(states, self.compared(self._rows(targets)))
+        losses = shard.log_partition(states, cosine=self.cosine) - scores
+        if label_smoothing:
+            losses = losses + label_smoothing * (scores - states.float() @ shard.mean_row(cosine=self.cosine))
+        return losses.masked_fill(targets < FIRST_INDEX, float("inf"))
 
 
 class EventEmbedding(nn.Module):

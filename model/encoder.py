@@ -211,7 +211,7 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         self.item_table.extend(features)
         if self.neighbour_choice is not None:
             self.neighbour_choice.extend(features.num_rows - FIRST_INDEX)
-        self.config.vocabulary_size = len(self.item_table.weight)
+        self.config.vocabulary_size = self.item_table.num_items
 
     @property
     def layers(self) -> list[nn.Module]:

@@ -21,9 +21,11 @@ from transformers.pytorch_utils import Conv1D
 from data_io.batch import Batch
 from model.averaging import WeightAverage
 from model.config import OptimizerSettings, TrainingSettings
+from model.embedding import ItemTable
 from model.encoder import TensorBatch
 from model.guarded_adamw import GradientGuard, GuardedAdamW
-from model.held_state import Part, held_means, held_parts, publish_weights, set_num_steps
+from model.held_state import MEAN, Part, held_means, held_parts, held_rows, publish_weights, set_num_steps
+from model.row_shard import RowShard
 
 _MIN_RATE_SHARE = 0.01
 
@@ -118,11 +120,13 @@ class TrainEngine:
         self._accumulation = accumulation_steps(training, self.world_size)
         self._zero_stage = training.zero_stage
         self._guard = GradientGuard(optimizer.max_gradient_norm, optimizer.spike_factor)
+        self._shards = shard_item_tables(objective, training.shard_items_from, device)
         self._engine, adamw = _initialize(objective, training, optimizer, self.world_size, device)
         adamw.scale = self._scale
-        self._average = WeightAverage(self._engine.module, optimizer.average_decay)
+        rows = [shard.rows for shard in self._shards.values()]
+        self._average = WeightAverage(self._engine.module, optimizer.average_decay, rows)
         self._num_steps = 0
-        self._loss = self._norm = 0.0
+        self._loss = self._norm = self._of_rows = 0.0
         self._factor: float | None = None
 
     @property
@@ -164,8 +168,10 @@ class TrainEngine:
                 summed = self._sums(torch.stack([total, total.new_tensor(signal)]))
                 self._loss, signals = float(summed[0]) / total_weight, float(summed[1])
                 self._factor, self._norm = None, float("nan")
+                self._of_rows = self._square_sum_of_rows()
             self._engine.step()
         taken = self._factor is not None
+        self._step_shards(step, num_steps)
         if taken:
             self._num_steps += 1
             self._average.update(step)
@@ -173,8 +179,13 @@ class TrainEngine:
 
     def parts(self) -> list[Part]:
         """What this rank holds of the training state, to be written to a checkpoint or from one."""
-        means = held_means(self._average.held_means(), self._zero_stage, self.rank)
-        return held_parts(self._engine, self._zero_stage, self.rank) + means
+        parts = held_parts(self._engine, self._zero_stage, self.rank)
+        parts += held_means(self._average.held_means(), self._zero_stage, self.rank)
+        for name, shard in self._shards.items():
+            parts += held_rows(name, shard)
+        for name, shard, mean in zip(self._shards, self._shards.values(), self._average.means_beside(), strict=False):
+            parts.append(Part(name, MEAN, shard.first * shard.width, mean.view(-1)))
+        return parts
 
     def counters(self) -> dict[str, Any]:
         """The few numbers of the training state that all ranks share."""
@@ -207,6 +218,11 @@ class TrainEngine:
         dist.all_reduce(values)
         return values
 
+    def _square_sum_of_rows(self) -> float:
+        """Of the gradients of all ranks' rows of sharded tables."""
+        sums = [shard.gradient_square_sum() for shard in self._shards.values()]
+        return self.sum_over_ranks(torch.stack(sums).sum()) if sums else 0.0
+
     def _scale(self) -> float | None:
         """Factor of this step's gradients, which DeepSpeed has summed up by now; None where it is not taken.
 
@@ -220,13 +236,39 @@ class TrainEngine:
 
     def _gradient_norm(self) -> float:
         if self._zero_stage:
-            return float(self._engine.optimizer._global_grad_norm)
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        return float(nn.utils.get_total_norm(gradients))
+            norm = float(self._engine.optimizer._global_grad_norm)
+        else:
+            norm = float(nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None]))
+        return math.sqrt(norm**2 + self._of_rows)
+
+    def _step_shards(self, step: int, num_steps: int) -> None:
+        """Move the rows of sharded tables by the decision on the whole step."""
+        for shard in self._shards.values():
+            if self._factor is None:
+                shard.discard()
+            else:
+                rate = learning_rate_at(self._settings, step, num_steps)
+                shard.step(rate, self._factor, self._num_steps + 1)
 
     def _set_learning_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
+
+
+def shard_item_tables(objective: nn.Module, shard_from: int, device: torch.device) -> dict[str, RowShard]:
+    """Shards of the tables of at least so many items, by the names that their weights had; all ranks call it."""
+    tables = [(name, module) for name, module in objective.named_modules() if isinstance(module, ItemTable)]
+    return {f"{name}.rows": table.shard_rows(device) for name, table in tables if table.num_items >= max(4, shard_from)}
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model as if none of its tables were sharded; all ranks call it."""
+    state = model.state_dict()
+    for name, table in model.named_modules():
+        if isinstance(table, ItemTable) and table.shard is not None:
+            del state[f"{name}.unknown"]
+            state[f"{name}.weight"] = table.whole_weight()
+    return state
 
 
 def _initialize(

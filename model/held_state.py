@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.row_shard import RowShard
+
 WEIGHT, MEAN = "weight", "mean"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -63,6 +65,13 @@ def held_means(means: list[tuple[str, nn.Parameter, Tensor]], zero_stage: int, r
     if zero_stage < 3:
         return [Part(name, MEAN, 0, mean.view(-1), everywhere=True) for name, _, mean in means]
     return [_cut(name, MEAN, parameter, mean.view(-1), rank) for name, parameter, mean in means]
+
+
+def held_rows(name: str, shard: RowShard) -> list[Part]:
+    """Rows that this rank holds of a sharded table, and their moments."""
+    start = shard.first * shard.width
+    held = {WEIGHT: shard.rows.detach(), MOMENTS[0]: shard.exp_avg, MOMENTS[1]: shard.exp_avg_sq}
+    return [Part(name, kind, start, numbers.view(-1)) for kind, numbers in held.items()]
 
 
 def publish_weights(engine: Any, zero_stage: int) -> None:

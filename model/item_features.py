@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data_io.config import SettingsError
 from data_io.schema import FIRST_INDEX, PADDING_INDEX, UNKNOWN_INDEX
 from data_io.side.features import ItemFeature, ItemFeatures
 from model.embedding import ItemTable
@@ -119,11 +120,12 @@ class FeaturedItemTable(ItemTable):
         Args:
             features: of the new items, after padding and unknown.
         """
-        known, num_new = len(self.weight), features.num_rows - FIRST_INDEX
+        known, num_new = self.num_items, features.num_rows - FIRST_INDEX
         self.features.put(features, first=known)
         rows = F.pad(self.weight, (0, 0, 0, num_new))
         self.weight = nn.Parameter(rows, requires_grad=self.weight.requires_grad)
         self.has_events = F.pad(self.has_events, (0, num_new))
+        self.num_items = known + num_new
         self._kept = None
 
     @property
@@ -139,12 +141,12 @@ class FeaturedItemTable(ItemTable):
         return F.embedding(places, self._compose(items, seed))
 
     def _apart(self, item_index: Tensor) -> Tensor:
-        ids = F.embedding(item_index, self.weight, padding_idx=PADDING_INDEX)
+        ids = self._rows(item_index)
         return torch.stack([ids * self.has_events[item_index][..., None], self.features(item_index)])
 
     def _catalogue(self) -> Tensor:
         """All vectors, composed once as long as no weight changes where nothing is learned."""
-        everything = torch.arange(len(self.weight), device=self.weight.device)
+        everything = torch.arange(self.num_items, device=self.has_events.device)
         if not self._may_keep:
             return self._compose(everything, None)
         state = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
@@ -155,7 +157,16 @@ class FeaturedItemTable(ItemTable):
     def _losses(
         self, states: Tensor, targets: Tensor, label_smoothing: float, seed: int | None, weighed_alike: bool
     ) -> Tensor:
-        """As `catalogue_loss`, over items with events; a target without any is beside them where it is the target."""
+        """As `catalogue_loss`, over items with events; a target without any is beside them where it is the target.
+
+        Raises:
+            SettingsError: the rows are spread over ranks.
+        """
+        if self.shard is not None:
+            raise SettingsError(
+                "softmax kind full goes over all items, which encoder.item_features are composed for, but rows are "
+                "spread over workers: choose softmax kind sampled, or raise training.shard_items_from"
+            )
         items = F.pad(self.has_events[FIRST_INDEX:], (FIRST_INDEX, 0), value=True).nonzero()[:, 0]
         vectors = self.compared(self._compose(items, seed))
         scores = dot(states, self.compared(self._vectors(targets, seed)))
@@ -171,14 +182,14 @@ class FeaturedItemTable(ItemTable):
 
     def _compose(self, items: Tensor, seed: int | None) -> Tensor:
         """[N, D] vectors of items [N]."""
-        ids = F.embedding(items, self.weight, padding_idx=PADDING_INDEX)
+        ids = self._rows(items)
         return ids * self._counts_id(seed)[items][:, None] + self.features(items)
 
     def _counts_id(self, seed: int | None) -> Tensor:
         """[V] whether the row of an item's id counts: not without events, nor where it is dropped in training."""
         if seed is None or not self.training or not self.id_dropout:
             return self.has_events
-        kept = torch.rand(len(self.weight), generator=generator_of(seed, IDS)) >= self.id_dropout
+        kept = torch.rand(self.num_items, generator=generator_of(seed, IDS)) >= self.id_dropout
         kept[UNKNOWN_INDEX] = True
         return self.has_events & kept.to(self.has_events.device)
 

@@ -20,7 +20,7 @@ from model.checkpoint import save_model
 from model.checkpoint_form import RunIdentity, TrainPosition
 from model.checkpoint_writer import CheckpointWriter
 from model.config import OptimizerSettings, TrainingSettings
-from model.engine import StepResult, TrainEngine, num_micro_batches
+from model.engine import StepResult, TrainEngine, num_micro_batches, whole_state
 from model.objectives import ItemObjective
 from model.resuming import resume
 from ray_jobs.learning import Learning, StoreIndex, rank_buckets, sample_validation
@@ -241,7 +241,7 @@ class Trainer:
     def _copy_weights(self) -> None:
         """Bring the trained weights, whole, into a network that DeepSpeed does not know."""
         with self.engine.gathered_parameters():
-            self._plain.load_state_dict(self.run.learning.model_of(self.engine.module).state_dict())
+            self._plain.load_state_dict(whole_state(self.run.learning.model_of(self.engine.module)))
 
     def _say(self, text: str) -> None:
         if self.place.rank == 0:
