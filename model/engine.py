@@ -7,7 +7,7 @@ micro-batch size or the ZeRO stage; and all ranks take it or none does.
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -104,8 +104,8 @@ class StepResult:
     """Before clipping."""
     skipped: bool
     """Whether the weights were left as they were, on all ranks: the loss or the norm was not finite or a spike."""
-    signal: float = 0.0
-    """Sum over ranks of what each gave to `TrainEngine.step`."""
+    beside: tuple[float, ...] = ()
+    """Sums over ranks of what each gave to `TrainEngine.step`."""
 
 
 class TrainEngine:
@@ -141,7 +141,7 @@ class TrainEngine:
         seed: int,
         step: int,
         num_steps: int,
-        signal: float = 0.0,
+        beside: Sequence[float] = (),
     ) -> StepResult:
         """One optimizer step.
 
@@ -152,12 +152,12 @@ class TrainEngine:
             seed: of the step. Dropout and negatives of a micro-batch are fixed by seed and its number in the step, so
                 that they are the same on any number of workers.
             step, num_steps: place in the learning-rate schedule.
-            signal: a number that is summed over ranks beside the loss.
+            beside: numbers that are summed over ranks beside the loss.
         """
         total_weight = max(1.0, self.sum_over_ranks(float(weight)))
         self._set_learning_rate(learning_rate_at(self._settings, step, num_steps))
         self._engine.train()
-        total, signals = torch.zeros((), dtype=torch.float64, device=self.device), 0.0
+        total, sums = torch.zeros((), dtype=torch.float64, device=self.device), [0.0]
         for index, batch in enumerate(micro_batches):
             drawn_by = seed + index * self.world_size + self.rank
             torch.manual_seed(drawn_by)
@@ -165,8 +165,8 @@ class TrainEngine:
             total += loss.detach()
             self._engine.backward(loss * (self.world_size * self._accumulation / total_weight))
             if index == self._accumulation - 1:
-                summed = self._sums(torch.stack([total, total.new_tensor(signal)]))
-                self._loss, signals = float(summed[0]) / total_weight, float(summed[1])
+                sums = self._sums(torch.cat([total[None], total.new_tensor(beside)])).tolist()
+                self._loss = sums[0] / total_weight
                 self._factor, self._norm = None, float("nan")
                 self._of_rows = self._square_sum_of_rows()
             self._engine.step()
@@ -175,7 +175,7 @@ class TrainEngine:
         if taken:
             self._num_steps += 1
             self._average.update(step)
-        return StepResult(self._loss, self._norm, skipped=not taken, signal=signals)
+        return StepResult(self._loss, self._norm, skipped=not taken, beside=tuple(sums[1:]))
 
     def parts(self) -> list[Part]:
         """What this rank holds of the training state, to be written to a checkpoint or from one."""

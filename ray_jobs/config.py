@@ -26,6 +26,7 @@ from data_io.config import (
 )
 from data_io.inputs import check_inputs
 from model.config import EncoderSettings, FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, PretrainSettings
+from ray_jobs.tracking_config import TrackingSettings
 
 
 class ScoringSettings(SettingsModel):
@@ -141,6 +142,8 @@ class Settings(SettingsModel):
     """All-user scores."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """The report."""
+    tracking: TrackingSettings = TrackingSettings()
+    """What records a training."""
     cluster: ClusterSettings = ClusterSettings()
     """Where it runs."""
 
@@ -204,8 +207,8 @@ JOB_SECTIONS: dict[str, tuple[str, ...]] = {
     "append": ("run_dir", "events", "items", "users", "privacy", "store", "cluster"),
     "compact": ("run_dir", "store", "cluster"),
     "forget": ("run_dir", "forget"),
-    "pretrain": (*_MODEL_SECTIONS, "encoder", "pretrain"),
-    "finetune": (*_MODEL_SECTIONS, "finetune"),
+    "pretrain": (*_MODEL_SECTIONS, "tracking", "encoder", "pretrain"),
+    "finetune": (*_MODEL_SECTIONS, "tracking", "finetune"),
     "score_users": ("run_dir", "scoring", "cluster"),
     "evaluate": (*_MODEL_SECTIONS, "evaluation"),
     "demo": tuple(Settings.model_fields),

@@ -6,7 +6,7 @@ workers there are now. Invariant: all ranks take the same steps and call every c
 
 import copy
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,14 @@ from model.checkpoint import save_model
 from model.checkpoint_form import RunIdentity, TrainPosition
 from model.checkpoint_writer import CheckpointWriter
 from model.config import OptimizerSettings, TrainingSettings
+from model.encoder import ClickformerEncoder
 from model.engine import StepResult, TrainEngine, num_micro_batches, whole_state
-from model.objectives import ItemObjective
+from model.flops import StepSize, TrainingCost
 from model.resuming import resume
 from ray_jobs.learning import Learning, StoreIndex, rank_buckets, sample_validation
-from ray_jobs.progress import Progress, say
+from ray_jobs.recorder import Recorder, items_scored, size_of
+from ray_jobs.trackers import make_trackers
+from ray_jobs.tracking_config import TrackingSettings
 from ray_jobs.watch import Watch
 
 BEST, CHECKPOINTS = "best", "checkpoints"
@@ -53,6 +56,8 @@ class TrainRun:
     identity: RunIdentity
     manifest: dict[str, Any]
     """What the published model's manifest will say."""
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    """What records the run."""
 
     @property
     def checkpoints_url(self) -> str:
@@ -98,18 +103,25 @@ class Trainer:
             num_micro_batches=num_micro_batches(run.training),
         )
         self.checkpoints = CheckpointWriter(run.checkpoints_url, run.identity, run.training.keep_checkpoints)
+        self.recorder = self._make_recorder(objective, device)
         self.troubles = Troubles()
         self._asked_at = time.monotonic()
         self._saved_for_preemption = False
 
+    def _make_recorder(self, objective: torch.nn.Module, device: torch.device) -> Recorder:
+        run, trackers = self.run, None
+        if self.place.rank == 0:
+            run_id = f"{run.identity.fingerprint[:16]}-{run.name.replace(' ', '-')}"
+            trackers = make_trackers(run.tracking, run.work_url, run_id, run.manifest["settings"])
+        model = self._plain
+        encoder = model if isinstance(model, ClickformerEncoder) else model.encoder
+        cost = TrainingCost.of(encoder, items_scored(objective))
+        return Recorder(run.name, cost, device, self.place.world_size, trackers, run.tracking.every_steps)
+
     def train(self) -> None:
         """Epoch after epoch from wherever the newest checkpoint stands."""
-        resumed = resume(self.engine, self.run.checkpoints_url, self.run.identity, self._say)
-        position = resumed.position
-        self.troubles = Troubles(**resumed.notes.get("troubles", {}))
-        if position != TrainPosition():
-            self._say(f"resuming in epoch {position.epoch + 1} after step {position.step}")
         try:
+            position = self._resume()
             while position.epoch < self.run.training.num_epochs and not self._is_stuck(position):
                 self._train_epoch(position)
                 position = self._validate(position)
@@ -118,6 +130,16 @@ class Trainer:
             dist.barrier()
         finally:
             self.checkpoints.close()
+            self.recorder.close()
+
+    def _resume(self) -> TrainPosition:
+        resumed = resume(self.engine, self.run.checkpoints_url, self.run.identity, self.recorder.say)
+        if resumed.notes:
+            self.troubles = Troubles(**resumed.notes["troubles"])
+            self.recorder.meter.load(resumed.notes["meter"])
+            position = resumed.position
+            self.recorder.say(f"resuming in epoch {position.epoch + 1} after step {position.step}")
+        return resumed.position
 
     def _is_stuck(self, position: TrainPosition) -> bool:
         return position.epochs_without_gain >= self.run.training.patience
@@ -132,52 +154,63 @@ class Trainer:
         )
 
     def _train_epoch(self, position: TrainPosition) -> None:
-        order = self._order(position.epoch)
-        progress = Progress(f"{self.run.name}: epoch {position.epoch + 1}", order.num_steps - position.step, "steps")
-        num_events, num_targets, loss_sum, num_done = 0, 0, 0.0, 0
-        for step, loaded in enumerate(self.loader.steps(order, self.place, position.step), start=position.step):
-            weight = sum(self.run.learning.num_targets(batch) for batch in loaded.batches)
-            result = self._step(loaded, weight, position.epoch * order.num_steps + step, order)
-            num_events += sum(int(batch["padding_mask"].sum()) for batch in loaded.batches)
-            reached = replace(position, step=step + 1)
+        order, steps_in_all = self._order(position.epoch), self._steps_in_all()
+        self.recorder.begin_epoch(position.epoch, order.num_steps - position.step)
+        began, global_step = time.monotonic(), position.epoch * order.num_steps + position.step
+        for loaded in self.loader.steps(order, self.place, position.step):
+            size = size_of(loaded.batches, sum(self.run.learning.num_targets(batch) for batch in loaded.batches))
+            result = self._step(loaded, size, global_step, order)
+            position = replace(position, step=position.step + 1)
             if result.skipped:
-                self._skipped(reached, result)
+                self._skipped(position, result)
             else:
                 self.troubles.skipped_in_a_row = 0
-                num_targets, loss_sum, num_done = num_targets + weight, loss_sum + result.loss, num_done + 1
-            if self.place.rank == 0:
-                rate = num_events * self.place.world_size / max(progress.seconds, 1e-9)
-                progress.advance(note=f"loss {loss_sum / max(1, num_done):.4f}, {rate:,.0f} events/s")
-            is_due = self._is_time_to_save(reached, result)
-            if is_due and step + 1 < order.num_steps and not self.troubles.skipped_in_a_row:
-                self._save(reached)  # after skipped steps the weights are in doubt
-        if num_done:
-            self._record(position.epoch, loss_sum / num_done, num_events * self.place.world_size / progress.seconds)
-            self._record_parts(position.epoch, num_targets)
+            now = time.monotonic()
+            global_step += 1
+            self.recorder.step(
+                result,
+                StepSize(*result.beside[1:]),
+                now - began,
+                loaded.wait_s,
+                global_step,
+                steps_in_all - global_step,
+                asdict(self.troubles),
+            )
+            is_due = self._is_time_to_save(position, result)
+            if is_due and position.step < order.num_steps and not self.troubles.skipped_in_a_row:
+                self._save(position)  # after skipped steps the weights are in doubt
+            began = time.monotonic()
+        self.recorder.end_epoch(position.epoch, global_step, steps_in_all - global_step, self.engine.module)
 
-    def _step(self, loaded: LoadedStep, weight: int, global_step: int, order: EpochOrder) -> StepResult:
+    def _steps_in_all(self) -> int:
+        return self._order(0).num_steps * self.run.training.num_epochs
+
+    def _step(self, loaded: LoadedStep, size: StepSize, global_step: int, order: EpochOrder) -> StepResult:
         seed = self.run.seed * _STEPS_PER_SEED + global_step * self.place.num_micro_batches
-        num_steps = order.num_steps * self.run.training.num_epochs
         is_time_to_ask = self.place.rank == 0 and time.monotonic() - self._asked_at > _ASK_EVERY_S
+        told = (float(is_time_to_ask), *astuple(size))
         self.checkpoints.check()
         with self.watch.step():
-            return self.engine.step(loaded.batches, weight, seed, global_step, num_steps, signal=float(is_time_to_ask))
+            return self.engine.step(
+                loaded.batches, int(size.num_targets), seed, global_step, self._steps_in_all(), told
+            )
 
     def _is_time_to_save(self, reached: TrainPosition, result: StepResult) -> bool:
         """Whether a checkpoint is due, the same on all ranks: by the settings, or because a machine is about to go."""
-        if result.signal:
+        if result.beside[0]:
             self._asked_at = time.monotonic()
             preempted = self.watch.is_preempted()
             due = preempted and not self._saved_for_preemption
             self._saved_for_preemption = preempted
             if due:
-                self._say(f"a machine is about to be taken away: saving after step {reached.step}")
+                self.recorder.say(f"a machine is about to be taken away: saving after step {reached.step}")
                 return True
         every = self.run.training.checkpoint_every_steps
         return bool(every) and reached.step % (every or 1) == 0
 
     def _save(self, position: TrainPosition) -> None:
-        self.checkpoints.save(self.engine, position, {"troubles": asdict(self.troubles)})
+        notes = {"troubles": asdict(self.troubles), "meter": self.recorder.meter.state()}
+        self.checkpoints.save(self.engine, position, notes)
         if self._saved_for_preemption:
             self.checkpoints.wait()
 
@@ -189,7 +222,7 @@ class Trainer:
         """
         self.troubles.skipped_steps += 1
         self.troubles.skipped_in_a_row += 1
-        self._say(
+        self.recorder.say(
             f"epoch {reached.epoch + 1}: step {reached.step} is skipped (loss {result.loss:.4g}, gradient norm "
             f"{result.gradient_norm:.4g}), {self.troubles.skipped_steps} so far"
         )
@@ -197,7 +230,7 @@ class Trainer:
             return
         self.checkpoints.wait()
         dist.barrier()
-        went_back_to = resume(self.engine, self.run.checkpoints_url, self.run.identity, self._say).position
+        went_back_to = resume(self.engine, self.run.checkpoints_url, self.run.identity, self.recorder.say).position
         self.troubles.skipped_in_a_row = 0
         self.troubles.rollbacks += 1
         if went_back_to == TrainPosition() or self.troubles.rollbacks > _MAX_ROLLBACKS:
@@ -206,7 +239,7 @@ class Trainer:
                 f"epoch {reached.epoch + 1} had no finite loss or gradient, after {self.troubles.rollbacks - 1} "
                 "returns to a checkpoint; lower optimizer.learning_rate, or look for absurd input"
             )
-        self._say(
+        self.recorder.say(
             f"the weights go back to epoch {went_back_to.epoch + 1}, step {went_back_to.step}; the examples since then "
             "count as seen"
         )
@@ -225,8 +258,10 @@ class Trainer:
         dist.all_gather_object(gathered, parts)
         values = [part for rank_parts in gathered for part in rank_parts if len(part)]
         name, metric = learning.metric(np.concatenate(values) if values else np.zeros((0, 2)))
-        self._say(f"epoch {position.epoch + 1}: validation {name} {metric:.4f} ({time.monotonic() - began:.0f} s)")
-        self._record_metric(position.epoch, name, metric)
+        self.recorder.say(
+            f"epoch {position.epoch + 1}: validation {name} {metric:.4f} ({time.monotonic() - began:.0f} s)"
+        )
+        self.recorder.metric(name, metric, (position.epoch + 1) * self._order(0).num_steps)
         after = TrainPosition(
             epoch=position.epoch + 1,
             best_metric=max(metric, position.best_metric),
@@ -242,32 +277,3 @@ class Trainer:
         """Bring the trained weights, whole, into a network that DeepSpeed does not know."""
         with self.engine.gathered_parameters():
             self._plain.load_state_dict(whole_state(self.run.learning.model_of(self.engine.module)))
-
-    def _say(self, text: str) -> None:
-        if self.place.rank == 0:
-            say(f"{self.run.name}: {text}")
-
-    def _record(self, epoch: int, loss: float, events_per_s: float) -> None:
-        self._write_tensorboard(epoch, {"loss/train": loss, "speed/events_per_s": events_per_s})
-
-    def _record_parts(self, epoch: int, num_targets: int) -> None:
-        """Tell what the loss is made of, where it is of more than items; the figures are the first worker's own."""
-        objective = self.engine.module
-        parts = objective.take_parts() if isinstance(objective, ItemObjective) else {}
-        if len(parts) > 1:
-            means = {name: loss / max(1, num_targets) for name, loss in parts.items()}
-            said = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
-            self._say(f"epoch {epoch + 1}: loss of {said}")
-            self._write_tensorboard(epoch, {f"loss/{name}": mean for name, mean in means.items()})
-
-    def _record_metric(self, epoch: int, name: str, metric: float) -> None:
-        self._write_tensorboard(epoch, {f"validation/{name}": metric})
-
-    def _write_tensorboard(self, epoch: int, values: dict[str, float]) -> None:
-        if self.place.rank != 0 or storage.is_remote(self.run.work_url):
-            return  # TensorBoard's writer appends, which an object store cannot
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(storage.join(self.run.work_url, "tensorboard")) as writer:
-            for tag, value in values.items():
-                writer.add_scalar(tag, value, epoch + 1)

@@ -30,6 +30,7 @@ from ray_jobs.failures import find_expected
 from ray_jobs.learning import Learning, StoreIndex
 from ray_jobs.progress import Progress, say
 from ray_jobs.run_status import run_status
+from ray_jobs.trackers import check_trackers
 from ray_jobs.train_loop import BEST, CHECKPOINTS, TrainRun, train_loop
 from ray_jobs.watch import Watch
 
@@ -73,6 +74,7 @@ def train(
         WorkersLostError: workers are lost again and again without a new checkpoint in between.
     """
     check_enough_work(section.training, settings.cluster)
+    check_trackers(settings.tracking)
     identity = identity_of(settings, section, inputs)
     if is_published(output_url, identity.fingerprint):
         say(f"{name}: {output_url} is already trained")
@@ -128,6 +130,7 @@ def make_run(
         work_url=work_url,
         identity=identity,
         manifest=learning.describe() | facts,
+        tracking=settings.tracking,
     )
 
 

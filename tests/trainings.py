@@ -18,6 +18,7 @@ from data_io.order import EpochOrder
 from data_io.sequences import Sequences
 from data_io.synthetic import generate_events
 from model.engine import StepResult
+from model.flops import StepSize
 from ray_jobs import build_sequences
 from ray_jobs.config import Settings
 from ray_jobs.tasks import pretraining
@@ -102,8 +103,8 @@ class LedgerTrainer(Trainer):
         self.ledger, self.stop_after = ledger, stop_after
         ledger.mkdir(parents=True, exist_ok=True)
 
-    def _step(self, loaded: LoadedStep, weight: int, global_step: int, order: EpochOrder) -> StepResult:
-        result = super()._step(loaded, weight, global_step, order)
+    def _step(self, loaded: LoadedStep, size: StepSize, global_step: int, order: EpochOrder) -> StepResult:
+        result = super()._step(loaded, size, global_step, order)
         for lane, batch in zip(self.place.lanes, loaded.batches, strict=False):
             users = batch[USER][:, 0][batch["padding_mask"][:, 0]].tolist()
             entry = {"epoch": global_step // order.num_steps, "users": users, "loss": result.loss}

@@ -17,6 +17,7 @@ from cluster.config import ClusterSettings
 from data_io.loader import LoadedStep
 from data_io.order import EpochOrder
 from model.engine import StepResult
+from model.flops import StepSize
 from ray_jobs.train_loop import TrainRun
 from ray_jobs.training import run_workers
 from ray_jobs.watch import Watch
@@ -33,13 +34,13 @@ class HarmedTrainer(LedgerTrainer):
         super().__init__(run, ledger)
         self.watch, self.harms = watch, harms
 
-    def _step(self, loaded: LoadedStep, weight: int, global_step: int, order: EpochOrder) -> StepResult:
+    def _step(self, loaded: LoadedStep, size: StepSize, global_step: int, order: EpochOrder) -> StepResult:
         rank, place = self.harms.get(global_step, (-1, ""))
         mark = self.ledger / f"harmed-{global_step}"
         if rank == self.place.rank and not mark.exists():
             mark.touch()
             self._harm(place)
-        return super()._step(loaded, weight, global_step, order)
+        return super()._step(loaded, size, global_step, order)
 
     def _harm(self, place: str) -> None:
         match place:
