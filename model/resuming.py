@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import distributed as dist
 
 from data_io import storage
+from data_io.schema import DataContractError
 from data_io.snapshots import MANIFEST_NAME
 from model.checkpoint import CheckpointError
 from model.checkpoint_form import (
@@ -99,7 +100,7 @@ class _Reading:
         try:
             self.manifest = storage.read_json(storage.join(self._folder, MANIFEST_NAME))
             version, checksum = self.manifest["format_version"], self.manifest.pop("checksum")
-        except (ValueError, KeyError, AttributeError):
+        except (DataContractError, KeyError, AttributeError):
             return f"{self._folder}/{MANIFEST_NAME} cannot be read"
         if version != FORMAT_VERSION:
             raise CheckpointError(
