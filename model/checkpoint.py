@@ -17,7 +17,8 @@ from data_io import storage
 from data_io.schema import ITEM_ID, DataContractError
 from data_io.snapshots import MANIFEST_NAME, read_manifest
 from data_io.vocabulary import VOCABULARY_NAME, Vocabulary, read_vocabulary
-from model.encoder import ClickformerEncoder
+from model.adapters import ADAPTER, BASE, has_adapters, load_adapters, save_adapters
+from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import ClickformerForOutcome
 
 transformers_logging.disable_progress_bar()
@@ -37,6 +38,8 @@ def _is_whole(local: Path, manifest: dict[str, Any]) -> bool:
 def save_model(model: PreTrainedModel, vocabulary: Vocabulary, url: str, manifest: dict[str, Any]) -> None:
     """Publish a Hugging Face folder with its vocabulary; the manifest is put last.
 
+    Of a model with adapters just these are published, and what learned beside them.
+
     Args:
         model: whole and finite.
         vocabulary: the model was trained with.
@@ -50,7 +53,10 @@ def save_model(model: PreTrainedModel, vocabulary: Vocabulary, url: str, manifes
         if not tensor.isfinite().all():
             raise CheckpointError(f"{name} is not finite; nothing was published at {url}")
     with tempfile.TemporaryDirectory() as local:
-        model.save_pretrained(local)
+        if has_adapters(model):
+            save_adapters(model, Path(local))
+        else:
+            model.save_pretrained(local)
         storage.write_parquet(f"{local}/{VOCABULARY_NAME}", pa.table({ITEM_ID: vocabulary.item_ids}))
         files = storage.upload_folder(Path(local), url)
     known = {"vocabulary_sha256": vocabulary.digest(), "vocabulary_size": vocabulary.size}
@@ -71,11 +77,50 @@ class SavedModel:
         return self.model if isinstance(self.model, ClickformerEncoder) else self.model.encoder
 
 
+def _base_of(url: str, manifest: dict[str, Any]) -> ClickformerEncoder:
+    """The model that adapters stand on.
+
+    Raises:
+        CheckpointError: it is gone, or is another one by now.
+    """
+    known = manifest[ADAPTER]
+    try:
+        base = load_model(known[BASE])
+    except CheckpointError as error:
+        raise CheckpointError(f"{url} has only adapters, and their base cannot be used: {error}") from None
+    if base.manifest["fingerprint"] != known["fingerprint"] or base.manifest["files"] != known["files"]:
+        raise CheckpointError(f"{url} has adapters of another model than {known[BASE]} is by now; fine-tune it again")
+    return base.encoder
+
+
+def publish_model(source: str, target: str, *, merge: bool) -> None:
+    """Publish elsewhere what `save_model` published, verified.
+
+    Args:
+        source, target: URLs of folders.
+        merge: whether adapters become part of the weights.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    saved = load_model(source)
+    manifest = {name: value for name, value in saved.manifest.items() if name != "files"}
+    if ADAPTER not in manifest or merge:
+        save_model(saved.model, saved.vocabulary, target, {k: v for k, v in manifest.items() if k != ADAPTER})
+        return
+    with tempfile.TemporaryDirectory() as local:
+        storage.download_folder(source, Path(local))
+        (Path(local) / MANIFEST_NAME).unlink(missing_ok=True)
+        files = storage.upload_folder(Path(local), target)
+    storage.write_json(storage.join(target, MANIFEST_NAME), manifest | {"files": files})
+
+
 def load_model(url: str) -> SavedModel:
     """Load a model folder, its files verified against the manifest.
 
     Raises:
-        CheckpointError: nothing is published there, or a file differs from what was published.
+        CheckpointError: nothing is published there, a file differs from what was published, or the base of adapters is
+            not what it was.
     """
     try:
         manifest = read_manifest(url, made_by="clickformer pretrain or finetune")
@@ -86,6 +131,10 @@ def load_model(url: str) -> SavedModel:
         if not _is_whole(Path(local), manifest):
             raise CheckpointError(f"{url}: a file is missing or differs from what was published; train it again")
         kind = ClickformerForOutcome if manifest["kind"] == "outcome" else ClickformerEncoder
-        model = kind.from_pretrained(local)
+        if ADAPTER in manifest:
+            model = kind(ClickformerConfig.from_pretrained(local))
+            load_adapters(model, _base_of(url, manifest), Path(local))
+        else:
+            model = kind.from_pretrained(local)
         model.eval()
     return SavedModel(model, read_vocabulary(url), manifest)

@@ -322,6 +322,24 @@ class FullEncoder(SettingsModel):
     """Which variant this is; another is chosen in the settings file."""
 
 
+class LowRankAdapters(SettingsModel):
+    """Train the head, the readout, and adapters of low rank beside every linear layer of the blocks (LoRA)."""
+
+    kind: Literal["lora"] = "lora"
+    """Which variant this is; another is chosen in the settings file."""
+    rank: int = Field(default=8, ge=1)
+    """Rank of what is added to each weight."""
+    alpha: int = Field(default=16, ge=1)
+    """It is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs dropped while training."""
+    merge: bool = False
+    """Publish the whole model with adapters merged; else adapters and head alone, to be loaded with their base."""
+
+
+Trainable = FrozenEncoder | TopLayers | LowRankAdapters | FullEncoder
+
+
 class FinetuneSettings(SettingsModel):
     """Supervised fine-tuning of a pretrained encoder."""
 
@@ -331,7 +349,7 @@ class FinetuneSettings(SettingsModel):
     """Model of the run to start from, by its pretrain.name."""
     task: Annotated[NextItemTask | OutcomeTask, Field(discriminator="kind")] = OutcomeTask()
     """What is learned."""
-    trainable: Annotated[FrozenEncoder | TopLayers | FullEncoder, Field(discriminator="kind")] = TopLayers()
+    trainable: Annotated[Trainable, Field(discriminator="kind")] = TopLayers()
     """Which part of the encoder learns with it."""
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-4, warmup_steps=20)
     """Learning rate and its schedule."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from data_io.batch import FEATURES
 from data_io.config import SettingsError
-from model.config import FrozenEncoder, FullEncoder, TopLayers
+from model.adapters import add_adapters
+from model.config import FrozenEncoder, FullEncoder, LowRankAdapters, TopLayers, Trainable
 from model.encoder import ClickformerConfig, ClickformerEncoder, ClickformerPreTrainedModel, TensorBatch
 
 
@@ -51,7 +52,7 @@ class ClickformerForOutcome(ClickformerPreTrainedModel):
         self.head = OutcomeHead(config.hidden_size, config.num_features, config.dropout)
         self.post_init()
 
-    def free_parameters(self, trainable: FrozenEncoder | TopLayers | FullEncoder) -> None:
+    def free_parameters(self, trainable: Trainable) -> None:
         """Mark what learns: the head, and of the encoder all that an outcome depends on."""
         free_parameters(self.encoder, trainable)
         if self.encoder.repeat_choice is not None:
@@ -62,17 +63,19 @@ class ClickformerForOutcome(ClickformerPreTrainedModel):
         return self.head(self.encoder.user_states(batch), batch[FEATURES])
 
 
-def free_parameters(encoder: ClickformerEncoder, trainable: FrozenEncoder | TopLayers | FullEncoder) -> None:
-    """Mark which of the encoder's parameters learn.
+def free_parameters(encoder: ClickformerEncoder, trainable: Trainable) -> None:
+    """Mark which of the encoder's parameters learn; adapters are added to it.
 
     Raises:
-        SettingsError: more free blocks are asked for than there are.
+        SettingsError: more free blocks are asked for than there are, or they have nothing that adapters fit.
     """
     match trainable:
         case FullEncoder():
             encoder.requires_grad_(True)
         case FrozenEncoder():
             encoder.requires_grad_(False)
+        case LowRankAdapters():
+            add_adapters(encoder, trainable)
         case TopLayers(num_layers=num_layers):
             layers = encoder.layers
             if num_layers > len(layers):

@@ -25,16 +25,16 @@ from data_io.scores import seen_pairs
 from data_io.sequences import Sequences
 from data_io.splits import Split, history_ends
 from data_io.store import SequenceStore
+from model.adapters import describe_base
 from model.auxiliary import AuxiliaryLosses, TargetRates
 from model.checkpoint import load_model
 from model.config import (
     AugmentationSettings,
     AuxiliarySettings,
-    FrozenEncoder,
-    FullEncoder,
+    LowRankAdapters,
     MaskedItem,
     NextItem,
-    TopLayers,
+    Trainable,
 )
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import free_parameters
@@ -66,7 +66,7 @@ class ItemLearning:
     either."""
     pretrained_url: str | None
     """Encoder to start from; None: a fresh one."""
-    trainable: FrozenEncoder | TopLayers | FullEncoder
+    trainable: Trainable
     auxiliary: AuxiliarySettings = field(default_factory=AuxiliarySettings)
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     adversarial: float = 0.0
@@ -162,6 +162,8 @@ class ItemLearning:
     def describe(self) -> dict[str, Any]:
         """An encoder, whose vectors are held against items."""
         facts = {"kind": "next_item", "target_actions": self.target_actions}
+        if self.pretrained_url is not None and isinstance(self.trainable, LowRankAdapters):
+            facts |= describe_base(self.pretrained_url)
         return facts | {"split": describe_split(self.split)}
 
     @property

@@ -13,8 +13,9 @@ from data_io.features import FEATURE_NAMES, history_features, scale_features
 from data_io.sequences import Sequences
 from data_io.splits import DAY_US, Cutoffs
 from data_io.store import SequenceStore
+from model.adapters import describe_base
 from model.checkpoint import load_model
-from model.config import FrozenEncoder, FullEncoder, OutcomeTask, TopLayers
+from model.config import LowRankAdapters, OutcomeTask, Trainable
 from model.encoder import ClickformerConfig
 from model.heads import ClickformerForOutcome
 from model.metrics import area_under_curve
@@ -30,7 +31,7 @@ class OutcomeLearning:
     store: SequenceStore
     split: Cutoffs
     task: OutcomeTask
-    trainable: FrozenEncoder | TopLayers | FullEncoder
+    trainable: Trainable
     encoder_config: dict[str, Any]
     pretrained_url: str
 
@@ -102,7 +103,8 @@ class OutcomeLearning:
 
     def describe(self) -> dict[str, Any]:
         """An encoder with a head, and what its probability means."""
-        return {"kind": "outcome", "task": self.task.model_dump(), "split": describe_split(self.split)}
+        base = describe_base(self.pretrained_url) if isinstance(self.trainable, LowRankAdapters) else {}
+        return {"kind": "outcome", "task": self.task.model_dump(), "split": describe_split(self.split)} | base
 
     def _outcomes(self, sequences: Sequences, cutoffs: np.ndarray) -> Examples:
         actions = self.store.action_indices(self.task.actions)

@@ -20,9 +20,9 @@ from data_io.config import SettingsError
 from data_io.lease import write_lease
 from data_io.splits import Split, resolve_split
 from data_io.store import SequenceStore
-from model.checkpoint import load_model, save_model
+from model.checkpoint import publish_model
 from model.checkpoint_form import RunIdentity, newest_position
-from model.config import EXECUTION_SETTINGS, FinetuneSettings, PretrainSettings, TrainingSettings
+from model.config import EXECUTION_SETTINGS, FinetuneSettings, LowRankAdapters, PretrainSettings, TrainingSettings
 from model.engine import num_micro_batches
 from ray_jobs.bucket_map import map_buckets
 from ray_jobs.config import Settings
@@ -89,8 +89,9 @@ def train(
             raise SettingsError(f"{name}: no user has two events before the validation cutoff; see split")
         say(f"{name}: {num_examples:,} training examples of {store.num_users:,} users, {_describe(settings.cluster)}")
         run_workers(make_run(name, settings, section, learning, prepare(index), work_url, identity), settings.cluster)
-        best = load_model(storage.join(work_url, BEST))
-        save_model(best.model, best.vocabulary, output_url, {k: v for k, v in best.manifest.items() if k != "files"})
+        trainable = section.trainable if isinstance(section, FinetuneSettings) else None
+        merge = isinstance(trainable, LowRankAdapters) and trainable.merge
+        publish_model(storage.join(work_url, BEST), output_url, merge=merge)
         storage.delete_folder(storage.join(work_url, CHECKPOINTS))
         storage.delete_folder(storage.join(work_url, BEST))
 

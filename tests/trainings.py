@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
 from data_io import storage
 from data_io.batch import ITEM_INDEX, Batch
+from data_io.buckets import bucket_of
 from data_io.config import SyntheticSettings
 from data_io.examples import Examples
 from data_io.loader import LoadedStep
@@ -40,10 +43,14 @@ SECTIONS: dict[str, Any] = {
 }
 
 
-def write_log(folder: Path, num_users: int = 150) -> None:
-    """A synthetic log."""
+def write_log(folder: Path, num_users: int = 150, largest_bucket: int = 1) -> None:
+    """A synthetic log; one bucket has so many times the users of the others."""
     shape = SyntheticSettings(num_users=num_users, num_items=80, num_days=40, mean_events_per_user=20)
-    storage.write_parquet(str(folder / "part-0.parquet"), generate_events(shape))
+    events = generate_events(shape)
+    buckets = bucket_of(events["user_id"].combine_chunks(), SECTIONS["store"]["num_buckets"])
+    numbers = pc.utf8_ltrim(events["user_id"], "u").cast(pa.int64()).to_numpy()
+    kept = (buckets == 0) | (numbers % largest_bucket == 0)
+    storage.write_parquet(str(folder / "part-0.parquet"), events.filter(pa.array(kept)))
 
 
 def make_settings(folder: Path, **training: Any) -> Settings:
@@ -53,9 +60,9 @@ def make_settings(folder: Path, **training: Any) -> Settings:
     return Settings.model_validate({"run_dir": str(folder / "run"), "events": {"path": str(folder / "log")}} | sections)
 
 
-def make_training(folder: Path, **training: Any) -> TrainRun:
+def make_training(folder: Path, num_users: int = 150, largest_bucket: int = 1, **training: Any) -> TrainRun:
     """A run on a log of its own, counted; in a Ray session."""
-    write_log(folder / "log")
+    write_log(folder / "log", num_users, largest_bucket)
     settings = make_settings(folder, **training)
     build_sequences.run(settings)
     store, split = open_store(settings)
