@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -36,6 +34,8 @@ def add_adapters(encoder: ClickformerEncoder, settings: LowRankAdapters) -> None
     Raises:
         SettingsError: the blocks have no products that adapters fit.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # a second that all other jobs are spared
+
     names = _products(encoder)
     if not names:
         raise SettingsError("finetune.trainable lora finds no linear layers in the encoder's blocks; use top or full")
@@ -55,11 +55,13 @@ def add_adapters(encoder: ClickformerEncoder, settings: LowRankAdapters) -> None
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether a network has adapters that are not merged."""
-    return any(isinstance(module, LoraLayer) for module in model.modules())
+    return any(".lora_" in name for name, _ in model.named_parameters())
 
 
 def merge_adapters(model: nn.Module) -> None:
     """Add adapters to the weights that they stand beside, and take them away."""
+    from peft.tuners.lora import LoraLayer
+
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge(safe_merge=True)
@@ -77,18 +79,22 @@ def describe_base(url: str) -> dict[str, Any]:
 
 def save_adapters(model: PreTrainedModel, local: Path) -> None:
     """Write to a folder the adapters in the form of peft, and beside them whatever else learned."""
-    encoder = model.get_submodule("encoder") if not isinstance(model, ClickformerEncoder) else model
-    adapters = get_peft_model_state_dict(encoder)  # pyright: ignore[reportArgumentType]
+    from peft import get_peft_model_state_dict
+
+    encoder = _encoder_of(model)
+    adapters = get_peft_model_state_dict(encoder)
     save_file({name: tensor.contiguous() for name, tensor in adapters.items()}, local / _ADAPTERS)
     save_file(_rest_of(model), local / _REST)
-    config: LoraConfig = encoder.peft_config["default"]  # pyright: ignore
+    config: Any = encoder.peft_config["default"]  # pyright: ignore
     (local / _CONFIG).write_text(json.dumps(config.to_dict(), default=_listed, indent=2, sort_keys=True))
     model.config.save_pretrained(local)
 
 
 def load_adapters(model: PreTrainedModel, base: ClickformerEncoder, local: Path) -> None:
     """Fill a fresh model with the weights of a base, of which `save_adapters` wrote the difference; merged."""
-    encoder = model.get_submodule("encoder") if not isinstance(model, ClickformerEncoder) else model
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    encoder = _encoder_of(model)
     encoder.load_state_dict(base.state_dict())
     known = json.loads((local / _CONFIG).read_text())
     inject_adapter_in_model(LoraConfig(**{name: known[name] for name in _RECALLED}), encoder)
@@ -98,6 +104,10 @@ def load_adapters(model: PreTrainedModel, base: ClickformerEncoder, local: Path)
 
 
 _RECALLED = ("r", "lora_alpha", "lora_dropout", "target_modules", "fan_in_fan_out")
+
+
+def _encoder_of(model: PreTrainedModel) -> Any:
+    return model if isinstance(model, ClickformerEncoder) else model.get_submodule("encoder")
 
 
 def _products(encoder: ClickformerEncoder) -> list[str]:

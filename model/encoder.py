@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from data_io.batch import (
@@ -112,6 +113,7 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             if config.neighbours
             else None
         )
+        self._recomputes = False
         self.post_init()
         if not self.item_table.weight.is_meta:
             self._start()
@@ -184,11 +186,17 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
             packing = make_packing(padding_mask, causal=config.attention == "causal")
             row = packing.pack(vectors)
             for block in self.blocks:
-                row = block(row, padding_mask, moment, packing)
+                row = self._run(block, row, padding_mask, moment, packing)
             return packing.unpack(row, padding_mask.shape)
         for block in self.blocks:
-            vectors = block(vectors, padding_mask, moment)
+            vectors = self._run(block, vectors, padding_mask, moment)
         return vectors
+
+    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """A block's states, with what is inside it kept for the backward pass or not."""
+        if self._recomputes and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return block(*inputs)
 
     def read_out(self, events: Tensor, elapsed: Tensor, asked_action: Tensor | None = None) -> Tensor:
         """From states [B, T, D] of events, by what is asked, to states that are held against item vectors."""
@@ -212,6 +220,12 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         if self.neighbour_choice is not None:
             self.neighbour_choice.extend(features.num_rows - FIRST_INDEX)
         self.config.vocabulary_size = self.item_table.num_items
+
+    def recompute_blocks(self) -> None:
+        """While training, compute what is inside blocks again in the backward pass instead of keeping it."""
+        self._recomputes = True
+        if self.backbone is not None:
+            self.backbone.network.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def layers(self) -> list[nn.Module]:

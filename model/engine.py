@@ -20,14 +20,16 @@ from transformers.pytorch_utils import Conv1D
 
 from data_io.batch import Batch
 from model.averaging import WeightAverage
-from model.config import OptimizerSettings, TrainingSettings
 from model.embedding import ItemTable
-from model.encoder import TensorBatch
+from model.encoder import ClickformerEncoder, TensorBatch
 from model.guarded_adamw import GradientGuard, GuardedAdamW
 from model.held_state import MEAN, Part, held_means, held_parts, held_rows, publish_weights, set_num_steps
 from model.row_shard import RowShard
+from model.training_config import OptimizerSettings, TrainingSettings
 
 _MIN_RATE_SHARE = 0.01
+REDUCED_AT_ONCE = 50_000_000
+"""Numbers in DeepSpeed's buffers for the exchange of gradients; by its own default they would take 2 GB each."""
 
 
 def to_tensors(batch: Batch, device: torch.device) -> TensorBatch:
@@ -73,9 +75,20 @@ def accumulation_steps(training: TrainingSettings, world_size: int) -> int:
     return -(-num_micro_batches(training) // world_size)
 
 
-def deepspeed_config(training: TrainingSettings, world_size: int, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's own configuration for our settings; it clips nothing, since `GuardedAdamW` does."""
+def deepspeed_config(
+    training: TrainingSettings, world_size: int, device: torch.device, num_learning: int
+) -> dict[str, Any]:
+    """DeepSpeed's own configuration for our settings; it clips nothing, since `GuardedAdamW` does.
+
+    Args:
+        training: settings.
+        world_size: number of workers.
+        device: of this worker.
+        num_learning: numbers in parameters that learn.
+    """
+    at_once = 2 * -(-min(max(num_learning, 2), REDUCED_AT_ONCE) // 2)  # even, as DeepSpeed wants it
     zero: dict[str, Any] = {"stage": training.zero_stage}
+    zero |= {"reduce_bucket_size": at_once, "allgather_bucket_size": at_once}
     if training.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     if training.offload == "parameters":
@@ -120,7 +133,7 @@ class TrainEngine:
         self._accumulation = accumulation_steps(training, self.world_size)
         self._zero_stage = training.zero_stage
         self._guard = GradientGuard(optimizer.max_gradient_norm, optimizer.spike_factor)
-        self._shards = shard_item_tables(objective, training.shard_items_from, device)
+        self._shards = prepare(objective, training, device)
         self._engine, adamw = _initialize(objective, training, optimizer, self.world_size, device)
         adamw.scale = self._scale
         rows = [shard.rows for shard in self._shards.values()]
@@ -255,10 +268,23 @@ class TrainEngine:
             group["lr"] = rate
 
 
+def prepare(objective: nn.Module, training: TrainingSettings, device: torch.device) -> dict[str, RowShard]:
+    """What is done to an objective before DeepSpeed gets it; the shards of its tables. All ranks call it."""
+    if training.activation_checkpointing:
+        for encoder in (module for module in objective.modules() if isinstance(module, ClickformerEncoder)):
+            encoder.recompute_blocks()
+    return shard_item_tables(objective, training.shard_items_from, device)
+
+
 def shard_item_tables(objective: nn.Module, shard_from: int, device: torch.device) -> dict[str, RowShard]:
     """Shards of the tables of at least so many items, by the names that their weights had; all ranks call it."""
     tables = [(name, module) for name, module in objective.named_modules() if isinstance(module, ItemTable)]
-    return {f"{name}.rows": table.shard_rows(device) for name, table in tables if table.num_items >= max(4, shard_from)}
+    return {f"{name}.rows": table.shard_rows(device) for name, table in tables if is_sharded(table, shard_from)}
+
+
+def is_sharded(table: ItemTable, shard_from: int) -> bool:
+    """Whether a table is to be sharded by rows."""
+    return table.num_items >= max(4, shard_from)
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
@@ -289,11 +315,12 @@ def _initialize(
     deepspeed.utils.logger.setLevel("WARNING")
     objective.to(device)
     groups = parameter_groups(objective, optimizer.weight_decay)
+    num_learning = sum(parameter.numel() for group in groups for parameter in group["params"])
     adamw = GuardedAdamW(groups, lr=optimizer.learning_rate, fused=True)
     engine, *_ = deepspeed.initialize(
         model=objective,
         optimizer=adamw,
-        config=deepspeed_config(training, world_size, device),
+        config=deepspeed_config(training, world_size, device, num_learning),
         dist_init_required=False,
     )
     return engine, adamw

@@ -27,6 +27,7 @@ JOBS = {
     "append": "bring new files of the log into the store",
     "compact": "merge what appends left in the buckets of the store",
     "forget": "erase users: forget shop.yaml --users FILE",
+    "plan": "say what a training will take: memory by part, checkpoint, steps and time, with a dry run",
     "pretrain": "train an encoder on the sequences, without labels",
     "finetune": "give the encoder a task and train it",
     "score_users": "write recommendations, task scores and an embedding for every user",

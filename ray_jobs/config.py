@@ -26,6 +26,7 @@ from data_io.config import (
 )
 from data_io.inputs import check_inputs
 from model.config import EncoderSettings, FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, PretrainSettings
+from model.training_config import TrainingSettings
 from ray_jobs.tracking_config import TrackingSettings
 
 
@@ -52,6 +53,23 @@ class ForgetSettings(SettingsModel):
 
     users: str | None = None
     """File of user ids, local or s3://: one a line, or Parquet with a column user_id."""
+
+
+class PlanSettings(SettingsModel):
+    """Which training is planned, and for how much data."""
+
+    job: Literal["pretrain", "finetune"] = "pretrain"
+    """Job whose training is planned."""
+    num_items: int | None = Field(default=None, ge=1)
+    """Items of the catalogue to plan pretraining for; None: as many as the store has."""
+    num_examples: int | None = Field(default=None, ge=1)
+    """Training examples of an epoch to plan for; None: as many as the store has."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "PlanSettings":
+        if self.num_items is not None and self.job != "pretrain":
+            raise ValueError("num_items is for job pretrain: a task takes over the catalogue of its encoder")
+        return self
 
 
 class ItemKnnSettings(SettingsModel):
@@ -134,6 +152,8 @@ class Settings(SettingsModel):
     """Where history ends and targets begin."""
     encoder: EncoderSettings = EncoderSettings()
     """The network."""
+    plan: PlanSettings = PlanSettings()
+    """What a training is planned for."""
     pretrain: PretrainSettings = PretrainSettings()
     """Self-supervised training."""
     finetune: FinetuneSettings = FinetuneSettings()
@@ -160,6 +180,8 @@ class Settings(SettingsModel):
                 "finetune.task outcome needs a moment in time, which split leave_one_out has not; use split kind time "
                 "or finetune.task kind next_item"
             )
+        for name, training in (("pretrain", self.pretrain.training), ("finetune", self.finetune.training)):
+            _check_device(name, training, self.cluster)
         if isinstance(self.finetune.task, NextItemTask) and isinstance(self.finetune.trainable, FrozenEncoder):
             raise ValueError(
                 "finetune.trainable frozen leaves task next_item nothing to learn (it has no head); use top or full"
@@ -199,6 +221,21 @@ class Settings(SettingsModel):
         return self.place("encoder") if name == "encoder" else self.place("tasks", name)
 
 
+def _check_device(name: str, training: TrainingSettings, cluster: ClusterSettings) -> None:
+    """Refuse what a CPU cannot do, or what would do nothing there."""
+    if cluster.device != "cpu":
+        return
+    if training.precision == "bfloat16":
+        raise ValueError(
+            f"{name}.training.precision bfloat16 is for GPUs, and cluster.device is cpu; use precision auto or float32"
+        )
+    if training.offload != "none":
+        raise ValueError(
+            f"{name}.training.offload {training.offload} spares the memory of GPUs, and cluster.device is cpu; set it "
+            "to none"
+        )
+
+
 _MODEL_SECTIONS = ("run_dir", "seed", "target_actions", "split", "cluster")
 
 JOB_SECTIONS: dict[str, tuple[str, ...]] = {
@@ -207,6 +244,7 @@ JOB_SECTIONS: dict[str, tuple[str, ...]] = {
     "append": ("run_dir", "events", "items", "users", "privacy", "store", "cluster"),
     "compact": ("run_dir", "store", "cluster"),
     "forget": ("run_dir", "forget"),
+    "plan": (*_MODEL_SECTIONS, "plan", "encoder", "pretrain", "finetune"),
     "pretrain": (*_MODEL_SECTIONS, "tracking", "encoder", "pretrain"),
     "finetune": (*_MODEL_SECTIONS, "tracking", "finetune"),
     "score_users": ("run_dir", "scoring", "cluster"),

@@ -28,14 +28,7 @@ from data_io.store import SequenceStore
 from model.adapters import describe_base
 from model.auxiliary import AuxiliaryLosses, TargetRates
 from model.checkpoint import load_model
-from model.config import (
-    AugmentationSettings,
-    AuxiliarySettings,
-    LowRankAdapters,
-    MaskedItem,
-    NextItem,
-    Trainable,
-)
+from model.config import AugmentationSettings, AuxiliarySettings, LowRankAdapters, MaskedItem, NextItem, Trainable
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import free_parameters
 from model.loss_config import SoftmaxSettings

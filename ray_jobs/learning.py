@@ -56,6 +56,11 @@ class Learning(Protocol):
         """The sequences it is learned from."""
         ...
 
+    @property
+    def encoder_config(self) -> dict[str, Any]:
+        """What the encoder is built from."""
+        ...
+
     def make_examples(self, sequences: Sequences) -> Examples:
         """Training examples of a bucket."""
         ...

@@ -19,11 +19,11 @@ from data_io.order import EpochOrder
 from model.checkpoint import save_model
 from model.checkpoint_form import RunIdentity, TrainPosition
 from model.checkpoint_writer import CheckpointWriter
-from model.config import OptimizerSettings, TrainingSettings
 from model.encoder import ClickformerEncoder
 from model.engine import StepResult, TrainEngine, num_micro_batches, whole_state
 from model.flops import StepSize, TrainingCost
 from model.resuming import resume
+from model.training_config import OptimizerSettings, TrainingSettings
 from ray_jobs.learning import Learning, StoreIndex, rank_buckets, sample_validation
 from ray_jobs.recorder import Recorder, items_scored, size_of
 from ray_jobs.trackers import make_trackers
@@ -144,7 +144,8 @@ class Trainer:
     def _is_stuck(self, position: TrainPosition) -> bool:
         return position.epochs_without_gain >= self.run.training.patience
 
-    def _order(self, epoch: int) -> EpochOrder:
+    def order(self, epoch: int) -> EpochOrder:
+        """The order of an epoch."""
         return EpochOrder(
             self.run.index.num_examples,
             self.run.seed,
@@ -154,7 +155,7 @@ class Trainer:
         )
 
     def _train_epoch(self, position: TrainPosition) -> None:
-        order, steps_in_all = self._order(position.epoch), self._steps_in_all()
+        order, steps_in_all = self.order(position.epoch), self._steps_in_all()
         self.recorder.begin_epoch(position.epoch, order.num_steps - position.step)
         began, global_step = time.monotonic(), position.epoch * order.num_steps + position.step
         for loaded in self.loader.steps(order, self.place, position.step):
@@ -183,7 +184,7 @@ class Trainer:
         self.recorder.end_epoch(position.epoch, global_step, steps_in_all - global_step, self.engine.module)
 
     def _steps_in_all(self) -> int:
-        return self._order(0).num_steps * self.run.training.num_epochs
+        return self.order(0).num_steps * self.run.training.num_epochs
 
     def _step(self, loaded: LoadedStep, size: StepSize, global_step: int, order: EpochOrder) -> StepResult:
         seed = self.run.seed * _STEPS_PER_SEED + global_step * self.place.num_micro_batches
@@ -261,7 +262,7 @@ class Trainer:
         self.recorder.say(
             f"epoch {position.epoch + 1}: validation {name} {metric:.4f} ({time.monotonic() - began:.0f} s)"
         )
-        self.recorder.metric(name, metric, (position.epoch + 1) * self._order(0).num_steps)
+        self.recorder.metric(name, metric, (position.epoch + 1) * self.order(0).num_steps)
         after = TrainPosition(
             epoch=position.epoch + 1,
             best_metric=max(metric, position.best_metric),

@@ -22,8 +22,9 @@ from data_io.splits import Split, resolve_split
 from data_io.store import SequenceStore
 from model.checkpoint import publish_model
 from model.checkpoint_form import RunIdentity, newest_position
-from model.config import EXECUTION_SETTINGS, FinetuneSettings, LowRankAdapters, PretrainSettings, TrainingSettings
+from model.config import FinetuneSettings, LowRankAdapters, PretrainSettings
 from model.engine import num_micro_batches
+from model.training_config import EXECUTION_SETTINGS, TrainingSettings
 from ray_jobs.bucket_map import map_buckets
 from ray_jobs.config import Settings
 from ray_jobs.failures import find_expected

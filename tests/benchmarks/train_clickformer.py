@@ -28,12 +28,13 @@ from data_io.scores import seen_pairs
 from data_io.sources import time_from_order
 from data_io.store import SequenceStore
 from data_io.vocabulary import build_vocabulary, write_vocabulary
-from model.config import FullEncoder, NextItem, OptimizerSettings, TrainingSettings
+from model.config import FullEncoder, NextItem
 from model.encoder import ClickformerEncoder
 from model.engine import TrainEngine
 from model.loss_config import FullSoftmax, SampledSoftmax
 from model.scoring import iter_batches, rank_items
 from model.topk import exclude_items, top_k
+from model.training_config import OptimizerSettings, TrainingSettings
 from ray_jobs.item_learning import ItemLearning
 from tests.benchmarks.train_sides import READY, Plan
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from model.config import OptimizerSettings, TrainingSettings
 from model.engine import accumulation_steps, deepspeed_config, learning_rate_at, parameter_groups, uses_bfloat16
+from model.training_config import OptimizerSettings, TrainingSettings
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def test_the_global_batch_is_divided_among_workers_and_passes() -> None:
 def test_precision_asks_the_device_and_the_cpu_computes_in_float32() -> None:
     assert not uses_bfloat16("auto", CPU)
     assert uses_bfloat16("bfloat16", CPU)
-    config = deepspeed_config(TrainingSettings(), 2, CPU)
+    config = deepspeed_config(TrainingSettings(), 2, CPU, 999)
     assert "torch_autocast" not in config
-    bfloat16 = deepspeed_config(TrainingSettings(precision="bfloat16"), 2, CPU)
+    bfloat16 = deepspeed_config(TrainingSettings(precision="bfloat16"), 2, CPU, 999)
     assert bfloat16["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}

@@ -15,13 +15,13 @@ from data_io.batch import TARGET_ITEM_INDEX
 from data_io.config import SettingsError
 from model.checkpoint_form import RunIdentity, TrainPosition
 from model.checkpoint_writer import CheckpointWriter
-from model.config import TrainingSettings
 from model.embedding import ItemTable
 from model.engine import TrainEngine, whole_state
 from model.loss_config import FullSoftmax, SampledSoftmax
 from model.objectives import ItemLoss, NextItemObjective
 from model.resuming import resume
 from model.row_shard import multiplier_of
+from model.training_config import TrainingSettings
 from tests.model.test_zero import CPU, ITEMS, MICRO, NETWORKS, NUM_STEPS, OPTIMIZER, make_batch, make_objective
 from tests.processes import run_workers
 

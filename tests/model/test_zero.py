@@ -15,13 +15,13 @@ from data_io.side.features import ItemFeatures
 from model.checkpoint import CheckpointError
 from model.checkpoint_form import RunIdentity, TrainPosition
 from model.checkpoint_writer import CheckpointWriter
-from model.config import OptimizerSettings, TrainingSettings
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.engine import TrainEngine, deepspeed_config, learning_rate_at, parameter_groups, to_tensors
 from model.item_features import FeaturedItemTable
 from model.loss_config import BinaryLoss, FullSoftmax
 from model.objectives import ItemLoss, NextItemObjective
 from model.resuming import resume
+from model.training_config import OptimizerSettings, TrainingSettings
 from tests.processes import run_workers
 
 NUM_STEPS, WORLD_SIZE, MICRO, LENGTH, ITEMS = 10, 2, 4, 6, 30
@@ -48,7 +48,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def make_objective(**network: Any) -> NextItemObjective:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "sequence_length": LENGTH, "dropout": 0.0}
-    encoder = ClickformerEncoder(ClickformerConfig(vocabulary_size=ITEMS, num_actions=4, **shape, **network))
+    encoder = ClickformerEncoder(ClickformerConfig(vocabulary_size=ITEMS, num_actions=4, **shape | network))
     if isinstance(encoder.item_table, FeaturedItemTable):
         drawn = np.random.default_rng(0)
         known = {"words": drawn.integers(0, 9, (ITEMS, 3), np.int32), "picture": drawn.random((ITEMS, 2), np.float32)}
@@ -116,9 +116,12 @@ def published_weights(engine: TrainEngine) -> Weights:
         return weights_of(engine.module)
 
 
-def make_engine(stage: int, accumulation: int = 1, **network: Any) -> TrainEngine:
+def make_engine(stage: int, accumulation: int = 1, *, recomputes: bool = False, **network: Any) -> TrainEngine:
     training = TrainingSettings(
-        global_batch_size=MICRO * WORLD_SIZE, micro_batch_size=MICRO // accumulation, zero_stage=stage
+        global_batch_size=MICRO * WORLD_SIZE,
+        micro_batch_size=MICRO // accumulation,
+        zero_stage=stage,
+        activation_checkpointing=recomputes,
     )
     return TrainEngine(make_objective(**network), training, OPTIMIZER, CPU)
 
@@ -190,6 +193,11 @@ def work(rank: int, folder: Path) -> dict[str, Any]:
     with patch("model.engine.deepspeed_config", sharding_all):
         found["published by parts"] = trained_weights(3)
     found["accumulated"] = run_steps(make_engine(1, accumulation=2), range(NUM_STEPS), accumulation=2)
+    for stage in (1, 3):
+        dropping = {"dropout": 0.3, "recomputes": False}, {"dropout": 0.3, "recomputes": True}
+        found[f"recomputed {stage}"] = [run_steps(make_engine(stage, **network), range(5)) for network in dropping]
+    dropping = {"dropout": 0.3, "recomputes": True} | NETWORKS["llama"]
+    found["recomputed llama"] = [run_steps(make_engine(3, **dropping | {"recomputes": on}), range(5)) for on in (0, 1)]
     for name, network in NETWORKS.items():
         found[name] = run_steps(make_engine(3, **network), range(NUM_STEPS))
     for stage in (0, 1, 2, 3):
@@ -218,6 +226,12 @@ def test_stage_3_gathers_every_weight_of_other_networks(found: dict[str, Any], n
 
 def test_accumulated_gradients_give_the_same_losses(found: dict[str, Any]) -> None:
     np.testing.assert_allclose(found["accumulated"], found["stage 1"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [1, 3, "llama"])
+def test_activations_that_are_computed_again_give_the_same_losses(found: dict[str, Any], kind: object) -> None:
+    kept, recomputed = found[f"recomputed {kind}"]
+    assert recomputed == kept, "dropout falls on the same places"
 
 
 @pytest.mark.parametrize("stage", range(4))

@@ -12,11 +12,12 @@ from torch import multiprocessing as mp
 
 from data_io.batch import TARGET_ACTION_INDEX, TARGET_ITEM_INDEX, Batch
 from model.auxiliary import AuxiliaryLosses, TargetRates
-from model.config import AugmentationSettings, AuxiliarySettings, TrainingSettings
+from model.config import AugmentationSettings, AuxiliarySettings
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.engine import TrainEngine, learning_rate_at, parameter_groups, to_tensors
 from model.loss_config import FullSoftmax
 from model.objectives import Extras, ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
+from model.training_config import TrainingSettings
 from tests.model.test_zero import CPU, ITEMS, LENGTH, MICRO, OPTIMIZER, WORLD_SIZE, step_batches
 
 NUM_STEPS, WIDTH, NUM_ACTIONS = 6, 16, 4

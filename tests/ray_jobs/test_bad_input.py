@@ -3,6 +3,7 @@
 A message names the thing, the rule and the remedy. What needs a cluster to be found out is not tested here.
 """
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -233,15 +234,33 @@ def test_cutoffs_outside_the_log_are_told_with_its_span(refuse: Refuse, job: str
 
 
 @pytest.mark.usefixtures("store")
-def test_a_global_batch_must_divide_among_the_workers(refuse: Refuse) -> None:
-    training = {"global_batch_size": 64, "micro_batch_size": 48}
+def test_every_worker_needs_a_micro_batch(refuse: Refuse) -> None:
+    training = {"global_batch_size": 64, "micro_batch_size": 64}
     message = refuse("pretrain", pretrain={"training": training})
-    assert "global_batch_size 64 must be a multiple of micro_batch_size 48 times 2 workers" in message
+    assert "global_batch_size 64 makes 1 micro-batches of 64, too few for 2 workers" in message
 
 
 @pytest.mark.usefixtures("store")
 def test_a_batch_is_checked_with_the_workers_of_the_command_line(refuse: Refuse) -> None:
-    assert "micro_batch_size 32 times 3 workers" in refuse("pretrain", "--cluster.num-workers", "3")
+    assert "2 micro-batches of 32, too few for 3 workers" in refuse("pretrain", "--cluster.num-workers", "3")
+
+
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        ({"precision": "bfloat16"}, "pretrain.training.precision bfloat16 is for GPUs, and cluster.device is cpu"),
+        ({"offload": "optimizer"}, "pretrain.training.offload optimizer spares the memory of GPUs"),
+        ({"offload": "parameters"}, "offload parameters needs zero_stage 3 or more (found 1)"),
+        ({"zero_stage": 4}, "pretrain.training.zero_stage"),
+        ({"zero_stagee": 3}, "unknown setting pretrain.training.zero_stagee; did you mean zero_stage?"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_at_once(
+    refuse: Refuse, training: dict[str, Any], told: str
+) -> None:
+    began = time.perf_counter()
+    assert told in refuse("pretrain", pretrain={"training": training}, cluster={"device": "cpu"})
+    assert time.perf_counter() - began < 2
 
 
 @pytest.mark.usefixtures("store")
@@ -249,7 +268,7 @@ def test_an_action_that_is_not_in_the_log_is_told_with_those_that_are(refuse: Re
     assert "action buy is not in the log; it has view" in refuse("pretrain", target_actions=["buy"])
 
 
-@pytest.mark.parametrize("job", ["pretrain", "finetune", "score_users", "evaluate"])
+@pytest.mark.parametrize("job", ["plan", "pretrain", "finetune", "score_users", "evaluate"])
 def test_a_job_without_a_store_says_what_to_run(refuse: Refuse, tmp_path: Path, job: str) -> None:
     message = refuse(job)
     assert f"{tmp_path}/run/store: nothing is published here yet" in message
