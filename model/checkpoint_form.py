@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_io import storage
+from data_io.schema import DataContractError
 from data_io.snapshots import MANIFEST_NAME
 from model.held_state import Part
 
@@ -71,6 +72,15 @@ def newest_position(url: str) -> tuple[int, int]:
         return -1, -1
     epoch, step, _ = names[-1].split("-")
     return int(epoch.removeprefix("epoch=")), int(step.removeprefix("step="))
+
+
+def newest_notes(url: str) -> dict[str, Any]:
+    """What the newest checkpoint under a URL notes; empty where there is none, or its manifest cannot be read."""
+    names = [name for name in storage.list_folders(url) if is_committed(url, name)]
+    try:
+        return dict(storage.read_json(storage.join(url, names[-1], MANIFEST_NAME))["notes"]) if names else {}
+    except (DataContractError, KeyError, TypeError):
+        return {}
 
 
 def is_committed(url: str, name: str) -> bool:

@@ -10,6 +10,7 @@ Source:
 
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import nn
@@ -112,6 +113,7 @@ def _product_weights(module: nn.Module) -> int:
     return 0
 
 
+@cache
 def _measured_peak(device: torch.device) -> float:
     left = torch.randn(_MEASURED_SIZE, _MEASURED_SIZE, device=device)
     best = float("inf")

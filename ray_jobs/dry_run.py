@@ -17,6 +17,7 @@ from data_io import storage
 from data_io.batch import Batch
 from model.checkpoint_form import TrainPosition
 from model.engine import accumulation_steps, prepare
+from model.flops import peak_flops
 from model.loss_config import FullSoftmax
 from model.memory import NetworkSize, largest_batch, pass_bytes, peak_of_tensors, resident_peak
 from model.objectives import ItemObjective
@@ -68,6 +69,7 @@ class DryRun:
 def dry_loop(run: TrainRun, device: torch.device, watch: Watch) -> None:
     """What each worker runs; the first leaves a `DryRun` below the run's work folder."""
     with watch:
+        peak_flops(device)  # measured once, with matrices that do not belong to training
         probed = _probe(run, device)
         with peak_of_tensors(device) as peak:
             trainer = Trainer(run, device, watch)

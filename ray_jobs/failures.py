@@ -7,6 +7,7 @@ EXPECTED_ERRORS = (
     "CheckpointError",
     "ClusterError",
     "DataContractError",
+    "DeviceMemoryError",
     "OutOfDiskError",
     "OutputLockedError",
     "SettingsError",

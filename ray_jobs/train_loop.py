@@ -31,10 +31,22 @@ from ray_jobs.tracking_config import TrackingSettings
 from ray_jobs.watch import Watch
 
 BEST, CHECKPOINTS = "best", "checkpoints"
+PREEMPTED = "preempted"
+"""Note of a checkpoint that was written because a machine is about to be taken away."""
 _STEPS_PER_SEED = 1_000_003
 _MAX_ROLLBACKS = 3
 _ASK_EVERY_S = 2.0
 """Seconds between questions whether a machine is about to be taken away: each is a barrier."""
+
+
+SPARE_MEMORY = (
+    "set training.activation_checkpointing true or a higher training.zero_stage, with which the run goes on from its "
+    "newest checkpoint, or begin anew with a lower training.micro_batch_size; clickformer plan says what a step takes"
+)
+
+
+class DeviceMemoryError(Exception):
+    """A step does not fit into the memory of a GPU; the message says what to change."""
 
 
 class TrainingDivergedError(Exception):
@@ -192,9 +204,13 @@ class Trainer:
         told = (float(is_time_to_ask), *astuple(size))
         self.checkpoints.check()
         with self.watch.step():
-            return self.engine.step(
-                loaded.batches, int(size.num_targets), seed, global_step, self._steps_in_all(), told
-            )
+            try:
+                return self.engine.step(
+                    loaded.batches, int(size.num_targets), seed, global_step, self._steps_in_all(), told
+                )
+            except torch.OutOfMemoryError as error:
+                asked = str(error).partition(". GPU")[0]
+                raise DeviceMemoryError(f"{self.run.name}: out of GPU memory ({asked}): {SPARE_MEMORY}") from None
 
     def _is_time_to_save(self, reached: TrainPosition, result: StepResult) -> bool:
         """Whether a checkpoint is due, the same on all ranks: by the settings, or because a machine is about to go."""
@@ -211,6 +227,7 @@ class Trainer:
 
     def _save(self, position: TrainPosition) -> None:
         notes = {"troubles": asdict(self.troubles), "meter": self.recorder.meter.state()}
+        notes |= {PREEMPTED: self._saved_for_preemption}
         self.checkpoints.save(self.engine, position, notes)
         if self._saved_for_preemption:
             self.checkpoints.wait()

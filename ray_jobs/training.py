@@ -1,6 +1,7 @@
 """How the driver runs a training: count the store with Ray Data, train with Ray Train, publish the best model."""
 
 import os
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from data_io.lease import write_lease
 from data_io.splits import Split, resolve_split
 from data_io.store import SequenceStore
 from model.checkpoint import publish_model
-from model.checkpoint_form import RunIdentity, newest_position
+from model.checkpoint_form import RunIdentity, newest_notes, newest_position
 from model.config import FinetuneSettings, LowRankAdapters, PretrainSettings
 from model.engine import num_micro_batches
 from model.training_config import EXECUTION_SETTINGS, TrainingSettings
@@ -29,12 +30,14 @@ from ray_jobs.bucket_map import map_buckets
 from ray_jobs.config import Settings
 from ray_jobs.failures import find_expected
 from ray_jobs.learning import Learning, StoreIndex
-from ray_jobs.progress import Progress, say
+from ray_jobs.progress import Progress, describe_seconds, say
 from ray_jobs.run_status import run_status
 from ray_jobs.trackers import check_trackers
-from ray_jobs.train_loop import BEST, CHECKPOINTS, TrainRun, train_loop
+from ray_jobs.train_loop import BEST, CHECKPOINTS, PREEMPTED, SPARE_MEMORY, TrainRun, train_loop
 from ray_jobs.watch import Watch
 
+_SIGNS_OF_MEMORY = ("running low on memory", "OutOfMemoryError", "out-of-memory", "OOM")
+"""What Ray says of a worker that was killed to spare its machine."""
 TrainLoop = Callable[[TrainRun, torch.device, Watch], None]
 
 
@@ -215,21 +218,32 @@ def run_workers(run: TrainRun, cluster: ClusterSettings, loop: TrainLoop = train
             if find_expected(error) is not None:
                 raise
             before, reached = reached, newest_position(run.checkpoints_url)
-            num_restarts = 1 if reached > before else num_restarts + 1
+            notes = newest_notes(run.checkpoints_url)
+            announced = reached > before and notes.get(PREEMPTED, False)
+            num_restarts = 0 if announced else 1 if reached > before else num_restarts + 1
             if num_restarts > cluster.max_failures:
                 raise WorkersLostError(
                     f"{run.name}: workers were lost {num_restarts} times without a new checkpoint in between, the last "
                     f"time by: {_reason(error)}; see pretrain.training.checkpoint_every_steps and cluster.max_failures"
                 ) from error
-            say(f"{run.name}: workers were lost ({_reason(error)}); going on from the newest checkpoint")
+            why = "a machine was taken away, as announced" if announced else f"workers were lost ({_reason(error)})"
+            say(f"{run.name}: {why}; going on from the newest checkpoint{_age(notes)}")
         else:
             return
 
 
+def _age(notes: dict[str, Any]) -> str:
+    """How old a checkpoint is, which is the work that is lost."""
+    return f", written {describe_seconds(time.time() - notes['meter']['saved_at'])} ago" if "meter" in notes else ""
+
+
 def _reason(error: BaseException) -> str:
-    """The last line of what a lost worker said."""
+    """The last line of what a lost worker said, or that its machine had no memory left."""
     failures = list(getattr(error, "worker_failures", {}).values())
-    lines = [line.strip() for line in str(failures[0] if failures else error).splitlines() if line.strip()]
+    said = str(failures[0] if failures else error)
+    if any(sign in said for sign in _SIGNS_OF_MEMORY):
+        return f"a worker's machine ran out of memory; {SPARE_MEMORY}"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
