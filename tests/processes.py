@@ -18,13 +18,18 @@ def run_workers(function: Callable[..., Any], world_size: int, *arguments: Any) 
 
     Results come back by files: a queue deadlocks where they are large.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         places = (function, world_size, port, folder, arguments)
         mp.start_processes(_work, args=places, nprocs=world_size, join=True, start_method="spawn")
         return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _work(
