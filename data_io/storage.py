@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from data_io.files import local_disk, object_store
-from data_io.files.local_disk import OutOfDiskError
+from data_io.files.local_disk import OutOfDiskError, room_for
 from data_io.files.object_store import S3_SCHEME, StorageError, explained
 from data_io.files.tables import encode_table, read_parquet
 from data_io.files.urls import Location, absolute, is_remote, join, locate, read_file
@@ -38,6 +38,7 @@ __all__ = [
     "locate",
     "read_file",
     "read_parquet",
+    "room_for",
 ]
 
 _COPY_THREADS = 8
@@ -262,7 +263,7 @@ def download_folder(url: str, local: Path) -> None:
 
 def _download(url: str, path: Path) -> None:
     def copy(source: pa.NativeFile) -> None:
-        with local_disk.room_for(path, source.size), path.open("wb") as sink:
+        with room_for(path, source.size), path.open("wb") as sink:
             while chunk := source.read(_COPY_BYTES):
                 sink.write(chunk)
 

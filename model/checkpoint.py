@@ -4,12 +4,16 @@ A model is a Hugging Face folder with its manifest put last. Checkpoints to resu
 Invariant: what has no manifest does not exist; nothing is a pickle.
 """
 
+import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -48,19 +52,32 @@ def save_model(model: PreTrainedModel, vocabulary: Vocabulary, url: str, manifes
 
     Raises:
         CheckpointError: a weight is not finite.
+        OutOfDiskError: the disk has no room for it, or the one for temporary files.
     """
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{name} is not finite; nothing was published at {url}")
     with tempfile.TemporaryDirectory() as local:
-        if has_adapters(model):
-            save_adapters(model, Path(local))
-        else:
-            model.save_pretrained(local)
+        with _room_for(model, Path(local)):
+            if has_adapters(model):
+                save_adapters(model, Path(local))
+            else:
+                model.save_pretrained(local)
         storage.write_parquet(f"{local}/{VOCABULARY_NAME}", pa.table({ITEM_ID: vocabulary.item_ids}))
         files = storage.upload_folder(Path(local), url)
     known = {"vocabulary_sha256": vocabulary.digest(), "vocabulary_size": vocabulary.size}
     storage.write_json(storage.join(url, MANIFEST_NAME), {"format_version": 1} | manifest | known | {"files": files})
+
+
+@contextmanager
+def _room_for(model: PreTrainedModel, folder: Path) -> Iterator[None]:
+    """A block in which a full disk is put into words; safetensors tells its number in a text only."""
+    with storage.room_for(folder / "model.safetensors", lambda: sum(t.nbytes for t in model.state_dict().values())):
+        try:
+            yield
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            raise OSError(int(number[1]), str(error)) if number else error from error
 
 
 @dataclass(frozen=True)

@@ -274,6 +274,7 @@ def peak_of_tensors(device: torch.device) -> Iterator[Callable[[], int]]:
     On a GPU all tensors of the process, as its allocator counts them; on a CPU those made in the block.
     """
     if device.type == "cuda":
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
         return

@@ -28,6 +28,7 @@ _BLOCK = 128
 """Events of a tile of the kernel: the row's length is a multiple of it."""
 _LEAST_WIDTH = 16
 """Narrowest head that the compiled kernel takes."""
+_MOST_KERNELS = 64
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -113,5 +114,10 @@ def _can_compile() -> bool:
 
 @cache
 def _compiled() -> Any:
-    """The fused kernel, for rows of any length: `dynamic` keeps it from being compiled for each of them."""
-    return torch.compile(flex_attention, dynamic=True)
+    """The fused kernel, for rows of any length: `dynamic` keeps it from being compiled for each of them.
+
+    It is compiled anew for each precision, head width and way of differentiating. By default PyTorch falls back without
+    a word to attention over P x P pairs once there are more than eight; here there is room for more, then an error.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_KERNELS)
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)

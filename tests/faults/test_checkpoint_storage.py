@@ -3,14 +3,20 @@
 import resource
 import signal
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import s3fs
 import torch
 
 from data_io.storage import OutOfDiskError
+from data_io.vocabulary import Vocabulary
+from model.checkpoint import save_model
+from model.encoder import ClickformerConfig, ClickformerEncoder
 from ray_jobs.train_loop import DeviceMemoryError, TrainRun
 from ray_jobs.training import _reason
 from tests.processes import run_workers
@@ -32,27 +38,49 @@ def train(rank: int, run: TrainRun, ledger: Path) -> None:
     LedgerTrainer(run, ledger).train()
 
 
+def test_a_model_is_not_published_on_a_full_disk(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "sequence_length": 8}
+    model = ClickformerEncoder(ClickformerConfig(vocabulary_size=1_000, num_actions=3, **sizes))
+    run_workers(publish_on_a_full_disk, 1, model, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+def publish_on_a_full_disk(rank: int, model: ClickformerEncoder, folder: Path) -> None:
+    vocabulary = Vocabulary(pa.array([f"i{number}" for number in range(998)]))
+    with file_size_limit(), pytest.raises(OutOfDiskError, match=r"model.safetensors: no room for its [\d,]{6,} bytes"):
+        save_model(model, vocabulary, str(folder / "model"), {"kind": "next_item"})
+
+
 def train_on_a_full_disk(rank: int, run: TrainRun, ledger: Path) -> str:
     """After some steps no file may grow past a few bytes."""
-    trainer = LedgerTrainer(run, ledger)
-    step = trainer._step
+    with ExitStack() as stack:
+        trainer = LedgerTrainer(run, ledger)
+        step = trainer._step
 
-    def step_on_full_disk(*arguments: object) -> object:
-        if arguments[2] == 6:
-            trainer.checkpoints.wait()
-            torch.distributed.barrier()
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
-        return step(*arguments)  # pyright: ignore
+        def step_on_full_disk(*arguments: object) -> object:
+            if arguments[2] == 2:
+                trainer.checkpoints.wait()
+                torch.distributed.barrier()
+                stack.enter_context(file_size_limit())
+            return step(*arguments)  # pyright: ignore
 
-    trainer._step = step_on_full_disk  # pyright: ignore
+        trainer._step = step_on_full_disk  # pyright: ignore
+        try:
+            trainer.train()
+        except OutOfDiskError as error:
+            return str(error)
+    return ""
+
+
+@contextmanager
+def file_size_limit() -> Iterator[None]:
+    """A block in which the disk is as good as full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
     try:
-        trainer.train()
-    except OutOfDiskError as error:
-        return str(error)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    return ""
 
 
 def test_a_full_disk_ends_a_training_with_its_path_and_leaves_the_checkpoint_before(
