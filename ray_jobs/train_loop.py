@@ -31,8 +31,6 @@ from ray_jobs.tracking_config import TrackingSettings
 from ray_jobs.watch import Watch
 
 BEST, CHECKPOINTS = "best", "checkpoints"
-PREEMPTED = "preempted"
-"""Note of a checkpoint that was written because a machine is about to be taken away."""
 _STEPS_PER_SEED = 1_000_003
 _MAX_ROLLBACKS = 3
 _ASK_EVERY_S = 2.0
@@ -227,7 +225,6 @@ class Trainer:
 
     def _save(self, position: TrainPosition) -> None:
         notes = {"troubles": asdict(self.troubles), "meter": self.recorder.meter.state()}
-        notes |= {PREEMPTED: self._saved_for_preemption}
         self.checkpoints.save(self.engine, position, notes)
         if self._saved_for_preemption:
             self.checkpoints.wait()

@@ -33,7 +33,7 @@ from ray_jobs.learning import Learning, StoreIndex
 from ray_jobs.progress import Progress, describe_seconds, say
 from ray_jobs.run_status import run_status
 from ray_jobs.trackers import check_trackers
-from ray_jobs.train_loop import BEST, CHECKPOINTS, PREEMPTED, SPARE_MEMORY, TrainRun, train_loop
+from ray_jobs.train_loop import BEST, CHECKPOINTS, SPARE_MEMORY, TrainRun, train_loop
 from ray_jobs.watch import Watch
 
 _SIGNS_OF_MEMORY = ("running low on memory", "OutOfMemoryError", "out-of-memory", "OOM")
@@ -219,15 +219,13 @@ def run_workers(run: TrainRun, cluster: ClusterSettings, loop: TrainLoop = train
                 raise
             before, reached = reached, newest_position(run.checkpoints_url)
             notes = newest_notes(run.checkpoints_url)
-            announced = reached > before and notes.get(PREEMPTED, False)
-            num_restarts = 0 if announced else 1 if reached > before else num_restarts + 1
+            num_restarts = 1 if reached > before else num_restarts + 1
             if num_restarts > cluster.max_failures:
                 raise WorkersLostError(
                     f"{run.name}: workers were lost {num_restarts} times without a new checkpoint in between, the last "
                     f"time by: {_reason(error)}; see pretrain.training.checkpoint_every_steps and cluster.max_failures"
                 ) from error
-            why = "a machine was taken away, as announced" if announced else f"workers were lost ({_reason(error)})"
-            say(f"{run.name}: {why}; going on from the newest checkpoint{_age(notes)}")
+            say(f"{run.name}: workers were lost ({_reason(error)}); going on from the newest checkpoint{_age(notes)}")
         else:
             return
 
@@ -275,7 +273,8 @@ def _run_worker_group(run: TrainRun, cluster: ClusterSettings, loop: TrainLoop) 
             name=uuid.uuid4().hex,
             storage_path=path,
             storage_filesystem=filesystem,
-            # A lost worker ends the group, and `run_workers` decides whether another one is worth while.
+            # A lost worker ends the group, and `run_workers` decides whether another one is worth while. A machine that
+            # was announced to go is no failure: Ray itself starts the next group.
             failure_config=FailureConfig(max_failures=0),
         ),
     )

@@ -18,10 +18,10 @@ from ray.cluster_utils import Cluster
 from cluster.config import ClusterSettings
 from data_io.loader import LoadedStep
 from data_io.order import EpochOrder
-from model.checkpoint_form import newest_notes, newest_position
+from model.checkpoint_form import newest_position
 from model.engine import StepResult
 from model.flops import StepSize
-from ray_jobs.train_loop import PREEMPTED, TrainRun
+from ray_jobs.train_loop import TrainRun
 from ray_jobs.training import run_workers
 from ray_jobs.watch import Watch
 from tests.trainings import LedgerTrainer, make_training
@@ -48,7 +48,7 @@ def pace(run: TrainRun, _: torch.device, watch: Watch) -> None:
 
 def take_node_away(cluster: Cluster, node: object, run: TrainRun, ledger: Path, seen: dict[str, object]) -> None:
     """Announce it once training runs on it, wait for the checkpoint that answers, and end it without a warning."""
-    while not list(ledger.glob("*-001.json")):
+    while not list(ledger.glob("*-002.json")):
         time.sleep(0.05)
     node_id = node.node_id  # pyright: ignore
     command = ["ray", "drain-node", "--address", cluster.address, "--node-id", node_id]
@@ -56,7 +56,7 @@ def take_node_away(cluster: Cluster, node: object, run: TrainRun, ledger: Path, 
     announced = time.monotonic()
     told = subprocess.run([*command, "--deadline-remaining-seconds", str(DEADLINE_S)], capture_output=True, text=True)
     seen["drain"] = told.stderr[-500:] if told.returncode else ""
-    while not newest_notes(run.checkpoints_url).get(PREEMPTED) and time.monotonic() - announced < DEADLINE_S:
+    while newest_position(run.checkpoints_url)[1] <= 0 and time.monotonic() - announced < DEADLINE_S:
         time.sleep(0.05)
     seen["saved_after_s"] = time.monotonic() - announced
     seen["position"] = newest_position(run.checkpoints_url)
@@ -70,10 +70,14 @@ def main(folder: Path) -> None:
     ray.init(address=cluster.address, log_to_driver=True)
     seen: dict[str, object] = {}
     try:
-        run = make_training(folder)  # no checkpoint within an epoch but by the notice
+        run = make_training(
+            folder, checkpoint_every_steps=None, num_epochs=5
+        )  # no checkpoint within an epoch but by the notice
         harm = threading.Thread(target=take_node_away, args=(cluster, node, run, folder / "ledger", seen))
         harm.start()
-        run_workers(run, ClusterSettings(num_workers=(1, 2), max_failures=0, hang_timeout_s=60), pace)
+        run_workers(
+            run, ClusterSettings(num_workers=(1, 2), max_failures=0, hang_timeout_s=60, worker_timeout_s=30), pace
+        )
         harm.join()
         seen["num_examples"] = int(run.index.num_examples.sum())
         seen["num_epochs"] = run.training.num_epochs

@@ -21,5 +21,6 @@ def test_a_node_that_is_drained_costs_no_work_and_counts_as_no_failure(tmp_path:
     assert seen["saved_after_s"] < DEADLINE_S
     assert seen["position"][1] > 0, "in the middle of an epoch"
     assert "a machine is about to be taken away: saving after step" in said
-    assert "a machine was taken away, as announced; going on from the newest checkpoint" in said
+    assert "Training was interrupted by node preemption" in said
+    assert f"resuming in epoch {seen['position'][0] + 1} after step {seen['position'][1]}" in said
     check_each_user_once_an_epoch(tmp_path / "ledger", seen["num_examples"], seen["num_epochs"])
