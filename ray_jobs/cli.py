@@ -38,14 +38,6 @@ JOBS = {
 _EXIT_INTERRUPTED, _EXIT_TERMINATED = 130, 143  # as a shell says it: 128 and the number of the signal
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a scheduler or `ray job stop` sends it: everything that is open is closed on the way out."""
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console command."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -58,15 +50,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_job(job: str, arguments: Sequence[str] | None = None) -> None:
-    """Run one job with the rest of the command line; `python -m ray_jobs.JOB` does the same."""
+    """Run one job with the rest of the command line; `python -m ray_jobs.JOB` does the same.
+
+    On SIGTERM, as a scheduler or `ray job stop` sends it, everything that is open is closed on the way out.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    was_told: list[int] = []  # Ray hides what a handler raises behind a KeyboardInterrupt of its own
+
+    def terminate(signal_number: int, _: object) -> None:
+        was_told.append(signal_number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         settings = parse_settings(job, given)
         importlib.import_module(f"ray_jobs.{job}").run(settings)
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt:
         _say("interrupted; run the same command again to go on")
-        sys.exit(_EXIT_TERMINATED if isinstance(interrupt, Terminated) else _EXIT_INTERRUPTED)
+        sys.exit(_EXIT_TERMINATED if was_told else _EXIT_INTERRUPTED)
     except Exception as error:  # every expected failure becomes one line; any other is raised again as it is
         expected = find_expected(error)
         if expected is None:

@@ -40,6 +40,8 @@ from ray_jobs.item_features import tell_features
 from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, count_items, describe_split
 
 VALIDATION_K = 10
+_SCORES_AT_ONCE = 2**25
+"""Scores of a batch of validation, 134 MB: fewer users at a time where the catalogue is large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,8 @@ class ItemLearning:
     def validate(self, model: ClickformerEncoder, sequences: Sequences, examples: Examples) -> np.ndarray:
         """[N, 1] NDCG of each target in the full catalogue."""
         parts = [np.zeros((0, 1))]
-        for part, batch in iter_batches(sequences, examples, VALIDATION_BATCH):
+        at_once = max(1, min(VALIDATION_BATCH, _SCORES_AT_ONCE // self.encoder_config["vocabulary_size"]))
+        for part, batch in iter_batches(sequences, examples, at_once):
             _, scores = rank_items(model, batch)
             targets = torch.from_numpy(part.target.astype(np.int64)).to(scores.device)
             if self.exclude_seen:

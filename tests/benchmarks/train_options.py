@@ -1,7 +1,7 @@
 """What options of training cost and spare: seconds of a step and memory of one worker, on a GPU where there is one.
 
-Each option trains the same largest micro-batches, on its own engine, in turn in one process; the last column is the
-time beside that of the first.
+Each option trains the same largest micro-batches, on its own engine, in turn in one process, and writes a checkpoint to
+a local disk: training stands still for `stall`, and behind it the rest is written. `time` is beside the first option.
 Usage: python -m tests.benchmarks.train_options [--quick]
 """
 
@@ -11,6 +11,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ import torch
 from torch import distributed as dist
 
 from data_io.batch import TARGET_ITEM_INDEX, Batch, padding_batch
+from model.checkpoint_form import RunIdentity, TrainPosition
+from model.checkpoint_writer import CheckpointWriter
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.engine import TrainEngine
 from model.loss_config import SampledSoftmax
@@ -47,18 +51,24 @@ def main() -> None:
     os.environ["LOCAL_RANK"] = "0"
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("nccl" if on_gpu else "gloo", init_method=f"file://{folder}/init", rank=0, world_size=1)
-        print(f"{'option':<26} {'step s':>8} {'events/s':>12} {'peak MB':>9} {'time':>6}")
+        print(
+            f"{'option':<26} {'step s':>8} {'time':>6} {'events/s':>12} {'peak MB':>9} "
+            f"{'ckpt MB':>8} {'stall s':>8} {'write s':>8}"
+        )
         base = 0.0
         for name, training in OPTIONS.items():
             if not on_gpu and training.get("offload"):
                 continue
             settings = TrainingSettings(global_batch_size=micro, micro_batch_size=micro, **training)
-            seconds, peak = train(
-                lambda: build(width, length, items), settings, device, name == "compiled feed-forward"
+            is_compiled = name == "compiled feed-forward"
+            found = train(lambda: build(width, length, items), settings, device, is_compiled)
+            base = base or found.step_s
+            print(
+                f"{name:<26} {found.step_s:>8.4f} {found.step_s / base:>6.2f} {micro * length / found.step_s:>12,.0f} "
+                f"{found.peak_bytes / 1e6:>9,.0f} {found.written_bytes / 1e6:>8,.0f} {found.stall_s:>8.2f} "
+                f"{found.write_s:>8.2f}",
+                flush=True,
             )
-            base = base or seconds
-            rate = micro * length / seconds
-            print(f"{name:<26} {seconds:>8.4f} {rate:>12,.0f} {peak / 1e6:>9,.0f} {seconds / base:>6.2f}", flush=True)
         dist.destroy_process_group()
 
 
@@ -69,10 +79,21 @@ def build(width: int, length: int, items: int) -> NextItemObjective:
     return NextItemObjective(encoder, ItemLoss(SampledSoftmax(), torch.ones(items)))
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an option takes."""
+
+    step_s: float
+    peak_bytes: int
+    written_bytes: int
+    stall_s: float
+    write_s: float
+
+
 def train(
     make: Callable[[], NextItemObjective], settings: TrainingSettings, device: torch.device, compiled: bool
-) -> tuple[float, int]:
-    """Median seconds of a step, and most bytes of tensors."""
+) -> Found:
+    """Some steps, the median of their seconds, and a checkpoint."""
     rounds = 2 if is_quick() else ROUNDS
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0  # DeepSpeed keeps some of its engines
     with peak_of_tensors(device) as peak:
@@ -90,12 +111,26 @@ def train(
         began = time.perf_counter()
         engine.step([batch], batch[TARGET_ITEM_INDEX].size, step, step, rounds)
         seconds.append(time.perf_counter() - began)
-    found = statistics.median(seconds), peak() - before
+    found = Found(statistics.median(seconds), peak() - before, *save(engine))
     del engine, objective
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return found
+
+
+def save(engine: TrainEngine) -> tuple[int, float, float]:
+    """Bytes of a checkpoint, seconds that training stands still for it, and seconds until it is written."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = CheckpointWriter(folder, RunIdentity(fingerprint="", settings={}), keep=1)
+        began = time.perf_counter()
+        writer.save(engine, TrainPosition(), {})
+        saved = time.perf_counter()
+        writer.wait()
+        written = time.perf_counter()
+        writer.close()
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
+    return size, saved - began, written - saved
 
 
 def make_batch(num_examples: int, config: ClickformerConfig) -> Batch:

@@ -8,12 +8,9 @@ Validation and start-up do not count, and no checkpoint is written within an epo
 Usage: python -m tests.benchmarks.train_overhead [--quick]
 """
 
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,24 +24,28 @@ from data_io.storage import write_parquet
 from data_io.synthetic import generate_events
 from model.checkpoint_form import TrainPosition
 from model.engine import learning_rate_at, parameter_groups, to_tensors
-from ray_jobs import build_sequences
-from ray_jobs.config import Settings
-from ray_jobs.tasks import pretraining
 from ray_jobs.train_loop import Trainer, TrainRun
-from ray_jobs.training import count_store, identity_of, make_run, open_store, run_workers
 from ray_jobs.watch import Watch
 from tests.benchmarks.harness import finish, is_quick
+from tests.benchmarks.training_runs import leave, make_training, measure
 
 MOST_OVERHEAD, LEAST_SCALING = 0.08, 1.7
-RESULT = "seconds.json"
 ROUNDS = 5
+SECTIONS = {
+    "encoder": {"hidden_size": 64, "num_layers": 2, "sequence_length": 128},
+    "pretrain": {
+        "training": {"num_epochs": 100, "global_batch_size": 128, "micro_batch_size": 32, "zero_stage": 1},
+        "softmax": {"kind": "sampled"},
+    },
+}
 
 
 def main() -> None:
     num_users = 400 if is_quick() else 1_500
     with tempfile.TemporaryDirectory(prefix="clickformer-bench-") as name, ray_session(ClusterSettings()):
-        run = make_benchmark_run(Path(name), num_users)
-        both = measure(run, 1, in_turn)
+        make_log(Path(name), num_users)
+        run = make_training(Path(name), SECTIONS)
+        both = measure(run, 1, in_turn)[0]
         overhead = statistics.median(both["ours"]) / statistics.median(both["bare"]) - 1
         print(f"{'loop':<24} {'median s':>9}   each epoch of {int(run.index.num_examples.sum()):,} windows")
         for side in ("bare", "ours"):
@@ -52,8 +53,8 @@ def main() -> None:
         alone: list[float] = []
         together: list[float] = []
         for _ in range(1 if is_quick() else 2):
-            alone += measure(run, 1, ours_only)["ours"]
-            together += measure(run, 2, ours_only)["ours"]
+            alone += measure(run, 1, ours_only)[0]["ours"]
+            together += measure(run, 2, ours_only)[0]["ours"]
         scaling = statistics.median(alone) / statistics.median(together)
         for side, seconds in (("one worker", alone), ("two workers", together)):
             print(f"{side:<24} {statistics.median(seconds):>9.2f}   {' '.join(f'{s:.2f}' for s in seconds)}")
@@ -61,33 +62,10 @@ def main() -> None:
     finish("train_overhead", figures, LEAST_SCALING, ok=overhead <= MOST_OVERHEAD and scaling >= LEAST_SCALING)
 
 
-def make_benchmark_run(folder: Path, num_users: int) -> TrainRun:
-    """A run on a generated log, its store built and counted."""
+def make_log(folder: Path, num_users: int) -> None:
+    """A generated log."""
     shape = SyntheticSettings(num_users=num_users, num_items=3_000, num_days=90, mean_events_per_user=120)
     write_parquet(str(folder / "log/part-0.parquet"), generate_events(shape))
-    training = {"num_epochs": 100, "global_batch_size": 128, "micro_batch_size": 32, "zero_stage": 1}
-    settings = Settings.model_validate(
-        {
-            "run_dir": str(folder / "run"),
-            "events": {"path": str(folder / "log")},
-            "encoder": {"hidden_size": 64, "num_layers": 2, "sequence_length": 128},
-            "pretrain": {"training": training, "softmax": {"kind": "sampled"}},
-        }
-    )
-    build_sequences.run(settings)
-    store, split = open_store(settings)
-    learning = pretraining(settings, store, split)
-    identity = identity_of(settings, settings.pretrain, {"store": store.fingerprint})
-    return make_run("pretrain", settings, settings.pretrain, learning, count_store(learning), str(folder), identity)
-
-
-def measure(
-    run: TrainRun, num_workers: int, loop: Callable[[TrainRun, torch.device, Watch], None]
-) -> dict[str, list[float]]:
-    """Seconds of each epoch, by side."""
-    with tempfile.TemporaryDirectory(prefix="clickformer-bench-") as work:
-        run_workers(replace(run, work_url=work), ClusterSettings(num_workers=num_workers, device="cpu"), loop)
-        return json.loads((Path(work) / RESULT).read_text())
 
 
 def in_turn(run: TrainRun, device: torch.device, watch: Watch) -> None:
@@ -107,7 +85,7 @@ def in_turn(run: TrainRun, device: torch.device, watch: Watch) -> None:
             if epoch:  # the first is a warm-up
                 seconds["bare"].append(between - began)
                 seconds["ours"].append(ended - between)
-        end(trainer, seconds)
+        leave(trainer, seconds)
 
 
 def ours_only(run: TrainRun, device: torch.device, watch: Watch) -> None:
@@ -121,20 +99,12 @@ def ours_only(run: TrainRun, device: torch.device, watch: Watch) -> None:
             train_epoch(trainer, epoch)
             if epoch:
                 seconds.append(time.perf_counter() - began)
-        end(trainer, {"ours": seconds})
+        leave(trainer, {"ours": seconds})
 
 
 def train_epoch(trainer: Trainer, epoch: int) -> None:
     """What `Trainer.train` does in an epoch before it validates."""
     trainer._train_epoch(TrainPosition(epoch=epoch))
-
-
-def end(trainer: Trainer, seconds: dict[str, list[float]]) -> None:
-    """Leave what was found, and close."""
-    trainer.checkpoints.close()
-    trainer.recorder.close()
-    if trainer.place.rank == 0:
-        (Path(trainer.run.work_url) / RESULT).write_text(json.dumps(seconds))
 
 
 class BareLoop:
