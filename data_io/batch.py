@@ -123,9 +123,11 @@ def merge_batches(batches: list[Batch]) -> Batch:
 
 
 def _widen(name: str, array: np.ndarray, length: int) -> np.ndarray:
-    if name in PER_EXAMPLE:
+    if name in PER_EXAMPLE or array.shape[1] == length:
         return array
-    return np.pad(array, ((0, 0), (0, length - array.shape[1]), *((0, 0) for _ in array.shape[2:])))
+    wide = np.zeros((len(array), length, *array.shape[2:]), array.dtype)
+    wide[:, : array.shape[1]] = array
+    return wide
 
 
 def padding_batch(num_examples: int, columns: Mapping[str, str] | None = None) -> Batch:

@@ -173,7 +173,7 @@ class TrainEngine:
         total, sums = torch.zeros((), dtype=torch.float64, device=self.device), [0.0]
         for index, batch in enumerate(micro_batches):
             drawn_by = seed + index * self.world_size + self.rank
-            torch.manual_seed(drawn_by)
+            _seed(drawn_by, self.device)
             loss = self._engine(to_tensors(batch, self.device), seed=drawn_by)
             total += loss.detach()
             self._engine.backward(loss * (self.world_size * self._accumulation / total_weight))
@@ -266,6 +266,13 @@ class TrainEngine:
     def _set_learning_rate(self, rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """As torch.manual_seed, which for ever notes a call stack for each kind of device that is not in use."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def prepare(objective: nn.Module, training: TrainingSettings, device: torch.device) -> dict[str, RowShard]:

@@ -1,110 +1,144 @@
 """What Ray, DeepSpeed, the loader and all the care of the training loop cost, and how it scales to a second worker.
 
-One worker, one thread: an epoch of the loop that `pretrain` runs, with reading, seeds, guard, figures and trackers, and
-an epoch of a bare loop of plain PyTorch (AdamW, clipping) over the same micro-batches, which it has in memory, in turn
-in the same process. Then epochs of the loop on one single-threaded worker and on two, in turn, at the same global
-batch.
+The network has the shape of movielens_1m.yaml. One worker, one thread: epochs of the loop that `pretrain` runs, with
+reading, seeds, guard, figures and trackers, and after each of its steps the same step of a bare loop of plain PyTorch
+(AdamW, clipping) on the same batches. Then epochs of the loop on one single-threaded worker and on two, in turn, at the
+same global batch. Sides take turns so closely because this kind of machine changes its speed by half from one minute to
+the next.
 Validation and start-up do not count, and no checkpoint is written within an epoch.
 Usage: python -m tests.benchmarks.train_overhead [--quick]
 """
 
+import logging
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import ray
 import torch
+from torch import distributed as dist
 from torch import nn
 
 from cluster.config import ClusterSettings
 from cluster.session import ray_session
+from data_io import storage
 from data_io.batch import Batch
 from data_io.config import SyntheticSettings
+from data_io.loader import LoadedStep
+from data_io.order import EpochOrder
 from data_io.storage import write_parquet
 from data_io.synthetic import generate_events
 from model.checkpoint_form import TrainPosition
-from model.engine import learning_rate_at, parameter_groups, to_tensors
+from model.engine import StepResult, learning_rate_at, parameter_groups, to_tensors
+from model.flops import StepSize
 from ray_jobs.train_loop import Trainer, TrainRun
 from ray_jobs.watch import Watch
 from tests.benchmarks.harness import finish, is_quick
 from tests.benchmarks.training_runs import leave, make_training, measure
 
 MOST_OVERHEAD, LEAST_SCALING = 0.08, 1.7
-ROUNDS = 5
 SECTIONS = {
-    "encoder": {"hidden_size": 64, "num_layers": 2, "sequence_length": 128},
+    "encoder": {"hidden_size": 128, "num_layers": 2, "num_heads": 4, "sequence_length": 200},
     "pretrain": {
-        "training": {"num_epochs": 100, "global_batch_size": 128, "micro_batch_size": 32, "zero_stage": 1},
+        "training": {"num_epochs": 100, "global_batch_size": 256, "micro_batch_size": 32, "zero_stage": 1},
         "softmax": {"kind": "sampled"},
     },
 }
 
 
 def main() -> None:
-    num_users = 400 if is_quick() else 1_500
+    num_users, rounds = (400, 2) if is_quick() else (900, 10)
+    ray.init(address="local", num_cpus=4, logging_level=logging.ERROR)  # three workers, of whom two work at a time
     with tempfile.TemporaryDirectory(prefix="clickformer-bench-") as name, ray_session(ClusterSettings()):
         make_log(Path(name), num_users)
         run = make_training(Path(name), SECTIONS)
-        both = measure(run, 1, in_turn)[0]
-        overhead = statistics.median(both["ours"]) / statistics.median(both["bare"]) - 1
-        print(f"{'loop':<24} {'median s':>9}   each epoch of {int(run.index.num_examples.sum()):,} windows")
-        for side in ("bare", "ours"):
-            print(f"{side:<24} {statistics.median(both[side]):>9.2f}   {' '.join(f'{s:.2f}' for s in both[side])}")
-        alone: list[float] = []
-        together: list[float] = []
-        for _ in range(1 if is_quick() else 2):
-            alone += measure(run, 1, ours_only)[0]["ours"]
-            together += measure(run, 2, ours_only)[0]["ours"]
-        scaling = statistics.median(alone) / statistics.median(together)
-        for side, seconds in (("one worker", alone), ("two workers", together)):
-            print(f"{side:<24} {statistics.median(seconds):>9.2f}   {' '.join(f'{s:.2f}' for s in seconds)}")
+        print(f"epochs of {int(run.index.num_examples.sum()):,} windows")
+        loops = measure(run, 1, partial(in_turn, rounds=rounds))[0]
+        overhead = compare("ours", "bare", loops) - 1
+        turns = str(Path(name) / "turns")
+        with ThreadPoolExecutor(2) as pool:
+            loop = partial(one_after_another, turns=turns, rounds=rounds)
+            alone, together = (pool.submit(measure, run, number, loop) for number in (1, 2))
+            workers = {"one worker": alone.result()[0], "two workers": together.result()[0]}
+        scaling = compare("one worker", "two workers", workers)
+    ray.shutdown()
     figures = {"overhead": overhead, "most_overhead": MOST_OVERHEAD, "scaling": scaling}
     finish("train_overhead", figures, LEAST_SCALING, ok=overhead <= MOST_OVERHEAD and scaling >= LEAST_SCALING)
 
 
+def compare(first: str, second: str, seconds: dict[str, list[float]]) -> float:
+    """Print the seconds of both sides; the median over epochs of the first's time over the second's."""
+    for side in (first, second):
+        each = " ".join(f"{epoch:.2f}" for epoch in seconds[side])
+        print(f"{side:<12} median {statistics.median(seconds[side]):6.2f} s: {each}")
+    ratios = [one / other for one, other in zip(seconds[first], seconds[second], strict=True)]
+    print(f"{first} over {second}: {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
+    return statistics.median(ratios)
+
+
 def make_log(folder: Path, num_users: int) -> None:
     """A generated log."""
-    shape = SyntheticSettings(num_users=num_users, num_items=3_000, num_days=90, mean_events_per_user=120)
+    shape = SyntheticSettings(num_users=num_users, num_items=3_000, num_days=180, mean_events_per_user=120)
     write_parquet(str(folder / "log/part-0.parquet"), generate_events(shape))
 
 
-def in_turn(run: TrainRun, device: torch.device, watch: Watch) -> None:
-    """Epochs of the loop and of a bare one."""
+def in_turn(run: TrainRun, device: torch.device, watch: Watch, *, rounds: int) -> None:
+    """Epochs of the loop, each step followed by one of a bare loop."""
     torch.set_num_threads(1)
     with watch:
-        trainer = Trainer(run, device, watch)
-        bare = BareLoop(run, device)
+        trainer = PairedTrainer(run, device, watch)
         seconds: dict[str, list[float]] = {"ours": [], "bare": []}
-        for epoch in range(ROUNDS + 1):
-            steps = [loaded.batches for loaded in trainer.loader.steps(trainer.order(epoch), trainer.place, 0)]
-            began = time.perf_counter()
-            bare.train(steps)
-            between = time.perf_counter()
-            train_epoch(trainer, epoch)
-            ended = time.perf_counter()
+        for epoch in range(rounds + 1):
+            ours, bare = trainer.train_epoch(epoch)
             if epoch:  # the first is a warm-up
-                seconds["bare"].append(between - began)
-                seconds["ours"].append(ended - between)
+                seconds["ours"].append(ours)
+                seconds["bare"].append(bare)
         leave(trainer, seconds)
 
 
-def ours_only(run: TrainRun, device: torch.device, watch: Watch) -> None:
-    """Epochs of the loop."""
+class PairedTrainer(Trainer):
+    """Has a bare loop take each step after it."""
+
+    def __init__(self, run: TrainRun, device: torch.device, watch: Watch) -> None:
+        super().__init__(run, device, watch)
+        self.bare = BareLoop(run, device)
+        self.bare_s = 0.0
+
+    def train_epoch(self, epoch: int) -> tuple[float, float]:
+        """Seconds of an epoch of the loop, and of the bare one."""
+        self.bare_s, began = 0.0, time.perf_counter()
+        self._train_epoch(TrainPosition(epoch=epoch))
+        return time.perf_counter() - began - self.bare_s, self.bare_s
+
+    def _step(self, loaded: LoadedStep, size: StepSize, global_step: int, order: EpochOrder) -> StepResult:
+        result = super()._step(loaded, size, global_step, order)
+        began = time.perf_counter()
+        self.bare.train(loaded.batches)
+        self.bare_s += time.perf_counter() - began
+        return result
+
+
+def one_after_another(run: TrainRun, device: torch.device, watch: Watch, *, turns: str, rounds: int) -> None:
+    """Epochs of the loop on one or on two workers, each when the other group of workers has done its own."""
     torch.set_num_threads(1)
     with watch:
         trainer = Trainer(run, device, watch)
         seconds: list[float] = []
-        for epoch in range(ROUNDS // 2 + 1):
+        for epoch in range(rounds + 1):
+            mine = 2 * epoch + trainer.place.world_size - 1
+            while len(storage.list_files(turns)) < mine:
+                time.sleep(0.05)
             began = time.perf_counter()
-            train_epoch(trainer, epoch)
+            trainer._train_epoch(TrainPosition(epoch=epoch))
             if epoch:
                 seconds.append(time.perf_counter() - began)
-        leave(trainer, {"ours": seconds})
-
-
-def train_epoch(trainer: Trainer, epoch: int) -> None:
-    """What `Trainer.train` does in an epoch before it validates."""
-    trainer._train_epoch(TrainPosition(epoch=epoch))
+            dist.barrier()
+            if trainer.place.rank == 0:
+                storage.write_bytes(storage.join(turns, str(mine)), b"")
+        leave(trainer, seconds)
 
 
 class BareLoop:
@@ -118,21 +152,20 @@ class BareLoop:
         self.optimizer = torch.optim.AdamW(groups, lr=run.optimizer.learning_rate, fused=True)
         self.num_steps = 0
 
-    def train(self, steps: list[list[Batch]]) -> None:
-        """One epoch."""
+    def train(self, batches: list[Batch]) -> None:
+        """One step."""
         run = self.run
         self.objective.train()
-        for batches in steps:
-            num_targets = sum(run.learning.num_targets(batch) for batch in batches)
-            self.optimizer.zero_grad()
-            for batch in batches:
-                self.num_steps += 1
-                loss = self.objective(to_tensors(batch, self.device), seed=self.num_steps) / num_targets
-                loss.backward()
-            nn.utils.clip_grad_norm_(self.objective.parameters(), run.optimizer.max_gradient_norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate_at(run.optimizer, self.num_steps // len(batches), 10_000)
-            self.optimizer.step()
+        num_targets = sum(run.learning.num_targets(batch) for batch in batches)
+        self.optimizer.zero_grad()
+        for batch in batches:
+            self.num_steps += 1
+            loss = self.objective(to_tensors(batch, self.device), seed=self.num_steps) / num_targets
+            loss.backward()
+        nn.utils.clip_grad_norm_(self.objective.parameters(), run.optimizer.max_gradient_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(run.optimizer, self.num_steps // len(batches), 10_000)
+        self.optimizer.step()
 
 
 if __name__ == "__main__":
