@@ -1,30 +1,27 @@
 """What Ray, DeepSpeed, the loader and all the care of the training loop cost, and how it scales to a second worker.
 
-The network has the shape of movielens_1m.yaml. One worker, one thread: epochs of the loop that `pretrain` runs, with
-reading, seeds, guard, figures and trackers, and after each of its steps the same step of a bare loop of plain PyTorch
-(AdamW, clipping) on the same batches. Then epochs of the loop on one single-threaded worker and on two, in turn, at the
-same global batch. Sides take turns so closely because this kind of machine changes its speed by half from one minute to
-the next.
+The network has the shape of movielens_1m.yaml. After each step of the loop that `pretrain` runs, with reading, seeds,
+guard, figures and trackers, the first worker takes the same global batch by a bare loop of plain PyTorch (AdamW,
+clipping), on one thread like every worker. On one worker that shows what the loop costs; on two, how much faster they
+are than one that does nothing else, which is less than how the loop itself scales. Sides take turns so closely because
+this kind of machine changes its speed by half from one minute to the next.
 Validation and start-up do not count, and no checkpoint is written within an epoch.
 Usage: python -m tests.benchmarks.train_overhead [--quick]
 """
 
-import logging
 import statistics
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import ray
 import torch
 from torch import distributed as dist
 from torch import nn
 
 from cluster.config import ClusterSettings
 from cluster.session import ray_session
-from data_io import storage
 from data_io.batch import Batch
 from data_io.config import SyntheticSettings
 from data_io.loader import LoadedStep
@@ -50,31 +47,23 @@ SECTIONS = {
 
 
 def main() -> None:
-    num_users, rounds = (400, 2) if is_quick() else (900, 10)
-    ray.init(address="local", num_cpus=4, logging_level=logging.ERROR)  # three workers, of whom two work at a time
+    num_users, rounds = (400, 2) if is_quick() else (900, 8)
     with tempfile.TemporaryDirectory(prefix="clickformer-bench-") as name, ray_session(ClusterSettings()):
         make_log(Path(name), num_users)
         run = make_training(Path(name), SECTIONS)
         print(f"epochs of {int(run.index.num_examples.sum()):,} windows")
-        loops = measure(run, 1, partial(in_turn, rounds=rounds))[0]
-        overhead = compare("ours", "bare", loops) - 1
-        turns = str(Path(name) / "turns")
-        with ThreadPoolExecutor(2) as pool:
-            loop = partial(one_after_another, turns=turns, rounds=rounds)
-            alone, together = (pool.submit(measure, run, number, loop) for number in (1, 2))
-            workers = {"one worker": alone.result()[0], "two workers": together.result()[0]}
-        scaling = compare("one worker", "two workers", workers)
-    ray.shutdown()
+        loop = partial(in_turn, rounds=rounds)
+        overhead = compare("one worker", "bare loop", *measure(run, 1, loop)[0]) - 1
+        scaling = 1 / compare("two workers", "bare loop", *measure(run, 2, loop)[0])
     figures = {"overhead": overhead, "most_overhead": MOST_OVERHEAD, "scaling": scaling}
     finish("train_overhead", figures, LEAST_SCALING, ok=overhead <= MOST_OVERHEAD and scaling >= LEAST_SCALING)
 
 
-def compare(first: str, second: str, seconds: dict[str, list[float]]) -> float:
+def compare(first: str, second: str, ours: list[float], bare: list[float]) -> float:
     """Print the seconds of both sides; the median over epochs of the first's time over the second's."""
-    for side in (first, second):
-        each = " ".join(f"{epoch:.2f}" for epoch in seconds[side])
-        print(f"{side:<12} median {statistics.median(seconds[side]):6.2f} s: {each}")
-    ratios = [one / other for one, other in zip(seconds[first], seconds[second], strict=True)]
+    for side, seconds in ((first, ours), (second, bare)):
+        print(f"{side:<12} median {statistics.median(seconds):6.2f} s: {' '.join(f'{s:.2f}' for s in seconds)}")
+    ratios = [one / other for one, other in zip(ours, bare, strict=True)]
     print(f"{first} over {second}: {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}")
     return statistics.median(ratios)
 
@@ -86,29 +75,28 @@ def make_log(folder: Path, num_users: int) -> None:
 
 
 def in_turn(run: TrainRun, device: torch.device, watch: Watch, *, rounds: int) -> None:
-    """Epochs of the loop, each step followed by one of a bare loop."""
+    """Seconds of epochs of the loop, and of the bare one that takes each step after it."""
     torch.set_num_threads(1)
     with watch:
         trainer = PairedTrainer(run, device, watch)
-        seconds: dict[str, list[float]] = {"ours": [], "bare": []}
-        for epoch in range(rounds + 1):
-            ours, bare = trainer.train_epoch(epoch)
-            if epoch:  # the first is a warm-up
-                seconds["ours"].append(ours)
-                seconds["bare"].append(bare)
-        leave(trainer, seconds)
+        found = [trainer.train_epoch(epoch) for epoch in range(rounds + 1)][1:]  # the first is a warm-up
+        leave(trainer, list(zip(*found, strict=True)))
 
 
 class PairedTrainer(Trainer):
-    """Has a bare loop take each step after it."""
+    """Has a bare loop on the first worker take each step after it."""
 
     def __init__(self, run: TrainRun, device: torch.device, watch: Watch) -> None:
         super().__init__(run, device, watch)
         self.bare = BareLoop(run, device)
         self.bare_s = 0.0
+        self.whole_steps: list[list[Batch]] = []
 
     def train_epoch(self, epoch: int) -> tuple[float, float]:
         """Seconds of an epoch of the loop, and of the bare one."""
+        alone = replace(self.place, rank=0, world_size=1)
+        self.whole_steps = [loaded.batches for loaded in self.loader.steps(self.order(epoch), alone, 0)]
+        dist.barrier()
         self.bare_s, began = 0.0, time.perf_counter()
         self._train_epoch(TrainPosition(epoch=epoch))
         return time.perf_counter() - began - self.bare_s, self.bare_s
@@ -116,29 +104,11 @@ class PairedTrainer(Trainer):
     def _step(self, loaded: LoadedStep, size: StepSize, global_step: int, order: EpochOrder) -> StepResult:
         result = super()._step(loaded, size, global_step, order)
         began = time.perf_counter()
-        self.bare.train(loaded.batches)
+        if self.place.rank == 0:
+            self.bare.train(self.whole_steps[global_step % order.num_steps])
+        dist.barrier()
         self.bare_s += time.perf_counter() - began
         return result
-
-
-def one_after_another(run: TrainRun, device: torch.device, watch: Watch, *, turns: str, rounds: int) -> None:
-    """Epochs of the loop on one or on two workers, each when the other group of workers has done its own."""
-    torch.set_num_threads(1)
-    with watch:
-        trainer = Trainer(run, device, watch)
-        seconds: list[float] = []
-        for epoch in range(rounds + 1):
-            mine = 2 * epoch + trainer.place.world_size - 1
-            while len(storage.list_files(turns)) < mine:
-                time.sleep(0.05)
-            began = time.perf_counter()
-            trainer._train_epoch(TrainPosition(epoch=epoch))
-            if epoch:
-                seconds.append(time.perf_counter() - began)
-            dist.barrier()
-            if trainer.place.rank == 0:
-                storage.write_bytes(storage.join(turns, str(mine)), b"")
-        leave(trainer, seconds)
 
 
 class BareLoop:
