@@ -33,9 +33,8 @@ MOST_SHARE = 0.75
 SECTIONS = {
     "encoder": {"hidden_size": 64, "num_layers": 2, "sequence_length": 50},
     "pretrain": {
-        "training": {"num_epochs": 1, "global_batch_size": 512, "micro_batch_size": 128},
+        "training": {"num_epochs": 1, "global_batch_size": 512, "micro_batch_size": 128, "num_validation_users": 200},
         "softmax": {"kind": "sampled"},
-        "max_validation_users": 200,
     },
 }
 
