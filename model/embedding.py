@@ -33,7 +33,7 @@ class ItemTable(nn.Module):
     def shard_rows(self, device: torch.device) -> RowShard:
         """Keep only this rank's share of the rows, outside the parameters; all ranks do so, of equal tables.
 
-        What is trained then has no `weight`; `whole_weight` brings it together.
+        What is trained then has no `weight`; `copy_to` brings it together.
         """
         weight = self.weight.detach()
         learns = self.weight.requires_grad
@@ -43,12 +43,13 @@ class ItemTable(nn.Module):
         return self.shard
 
     @torch.no_grad()
-    def whole_weight(self) -> Tensor:
-        """[V, D] all rows; all ranks call it."""
-        if self.shard is None or self.unknown is None:
-            return self.weight.detach()
-        first = torch.zeros(1, self.unknown.shape[1])
-        return torch.cat([first, self.unknown.detach().float().cpu(), self.shard.whole()])
+    def copy_to(self, weight: Tensor) -> None:
+        """Write all rows of a shard into a table [V, D]; all ranks call it."""
+        assert self.shard is not None
+        assert self.unknown is not None
+        weight[PADDING_INDEX] = 0
+        weight[UNKNOWN_INDEX:FIRST_INDEX] = self.unknown
+        self.shard.copy_to(weight[FIRST_INDEX:])
 
     def forward(
         self,

@@ -294,14 +294,16 @@ def is_sharded(table: ItemTable, shard_from: int) -> bool:
     return table.num_items >= max(4, shard_from)
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model as if none of its tables were sharded; all ranks call it."""
+@torch.no_grad()
+def copy_weights(model: nn.Module, target: nn.Module) -> None:
+    """Bring the state of a model, whose tables may be sharded, into one of the same form; all ranks call it."""
     state = model.state_dict()
     for name, table in model.named_modules():
         if isinstance(table, ItemTable) and table.shard is not None:
             del state[f"{name}.unknown"]
-            state[f"{name}.weight"] = table.whole_weight()
-    return state
+            state[f"{name}.weight"] = target.get_parameter(f"{name}.weight").data
+            table.copy_to(state[f"{name}.weight"])
+    target.load_state_dict(state)
 
 
 def _initialize(

@@ -50,9 +50,7 @@ class RowShard:
         self.first = min(group_rank() * self.rows_per_rank, self.num_rows)
         last = min(self.first + self.rows_per_rank, self.num_rows)
         self._multiplier = multiplier_of(self.num_rows)
-        inverse = pow(self._multiplier, -1, self.num_rows) if self.num_rows > 1 else 0
-        items = torch.arange(self.first, last) * inverse % self.num_rows
-        self.rows = table.detach()[items].float().to(device).requires_grad_(learns)
+        self.rows = table.detach()[self._items(self.first, last)].float().to(device).requires_grad_(learns)
         self.exp_avg = torch.zeros_like(self.rows, requires_grad=False)
         self.exp_avg_sq = torch.zeros_like(self.rows, requires_grad=False)
         self._noted: list[tuple[Tensor, Tensor]] = []
@@ -107,19 +105,16 @@ class RowShard:
         self.rows.grad = None
 
     @torch.no_grad()
-    def whole(self) -> Tensor:
-        """[N, D] the whole table by items, on the host; all ranks call it."""
-        return self._by_items(self.rows.detach())
-
-    def _by_items(self, rows: Tensor) -> Tensor:
-        table = torch.empty(self.num_rows, self.width)
-        places = torch.arange(self.num_rows) * self._multiplier % self.num_rows
-        by_place = torch.empty_like(table)
-        for rank, start, part in self._pieces(rows):
+    def copy_to(self, table: Tensor) -> None:
+        """Write all rows, by items, into a table [N, D] on any device; all ranks call it."""
+        for rank, start, part in self._pieces(self.rows.detach()):
             first = rank * self.rows_per_rank + start
-            by_place[first : first + len(part)] = part.cpu()
-        torch.index_select(by_place, 0, places, out=table)
-        return table
+            table[self._items(first, first + len(part)).to(table.device)] = part.to(table.device)
+
+    def _items(self, first: int, last: int) -> Tensor:
+        """The items whose places are from first to before last."""
+        inverse = pow(self._multiplier, -1, self.num_rows) if self.num_rows > 1 else 0
+        return torch.arange(first, last) * inverse % self.num_rows
 
     def _pieces(self, rows: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         """Rows of all ranks, some at a time: rank, first row on it, and the rows."""

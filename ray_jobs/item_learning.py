@@ -40,8 +40,8 @@ from ray_jobs.item_features import tell_features
 from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, count_items, describe_split
 
 VALIDATION_K = 10
-_SCORES_AT_ONCE = 2**25
-"""Scores of a batch of validation, 134 MB: fewer users at a time where the catalogue is large."""
+_SCORES_AT_ONCE = 2**23
+"""Scores of a batch of validation, 34 MB: fewer users at a time where the catalogue is large."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from model.checkpoint import save_model
 from model.checkpoint_form import RunIdentity, TrainPosition
 from model.checkpoint_writer import CheckpointWriter
 from model.encoder import ClickformerEncoder
-from model.engine import StepResult, TrainEngine, num_micro_batches, whole_state
+from model.engine import StepResult, TrainEngine, copy_weights, num_micro_batches
 from model.flops import StepSize, TrainingCost
 from model.resuming import resume
 from model.training_config import OptimizerSettings, TrainingSettings
@@ -291,4 +291,4 @@ class Trainer:
     def _copy_weights(self) -> None:
         """Bring the trained weights, whole, into a network that DeepSpeed does not know."""
         with self.engine.gathered_parameters():
-            self._plain.load_state_dict(whole_state(self.run.learning.model_of(self.engine.module)))
+            copy_weights(self.run.learning.model_of(self.engine.module), self._plain)

@@ -28,6 +28,9 @@ from tests.benchmarks.harness import finish, is_quick
 from tests.benchmarks.training_runs import leave, make_training, measure
 
 NUM_WORKERS, EVENTS_PER_USER = 2, 50
+COLUMNS = dict.fromkeys(("stored", "half_way", "trained", "validated", "peak"), "{:>10.2e}")
+COLUMNS |= dict.fromkeys(("step_s", "stall_s", "write_s", "loss"), "{:>10.3f}")
+"""What is printed: bytes that the plan says are stored, bytes taken by then, seconds, and the last loss."""
 MOST_SHARE = 0.75
 """Of the memory that whole tables take."""
 SECTIONS = {
@@ -45,19 +48,14 @@ def main() -> None:
         make_log(Path(name), num_items)
         run = make_training(Path(name), SECTIONS)
         print(f"{num_items:,} items, {int(run.index.num_examples.sum()):,} windows, {NUM_WORKERS} workers")
-        print(f"{'item table':<12} {'stored MB':>10} {'peak MB':>9} {'half-way':>9} {'step s':>8} {'loss':>7}")
-        peaks: dict[str, int] = {}
+        print(f"{'item table':<11} {' '.join(f'{name:>10}' for name in COLUMNS)}")
+        peaks: dict[str, float] = {}
         for side, shard_from in (("rows", 1), ("whole", 10**9)):
             training = run.training.model_copy(update={"shard_items_from": shard_from})
-            found = measure(replace(run, training=training), NUM_WORKERS, train)
-            peaks[side] = max(worker["peak"] for worker in found)
-            first = found[0]
-            half = max(worker["half_way"] for worker in found)
-            print(
-                f"{side:<12} {first['stored'] / 1e6:>10,.0f} {peaks[side] / 1e6:>9,.0f} {half / 1e6:>9,.0f} "
-                f"{first['step_s']:>8.3f} {first['loss']:>7.4f}",
-                flush=True,
-            )
+            workers = measure(replace(run, training=training), NUM_WORKERS, train)
+            most = {name: max(worker[name] for worker in workers) for name in COLUMNS}
+            peaks[side] = most["peak"]
+            print(f"{side:<11} {' '.join(COLUMNS[name].format(value) for name, value in most.items())}", flush=True)
     share = peaks["rows"] / peaks["whole"]
     finish("million_items", {"rows_mb": peaks["rows"] / 1e6, "share": share}, MOST_SHARE, ok=share <= MOST_SHARE)
 
@@ -82,10 +80,14 @@ def train(run: TrainRun, device: torch.device, watch: Watch) -> None:
         trainer = MeasuredTrainer(run, device, watch)
         position = TrainPosition()
         trainer._train_epoch(position)
+        found: dict[str, Any] = {"half_way": trainer.half_way - before, "trained": resident_peak() - before}
         trainer._validate(position)
+        found["validated"] = resident_peak() - before
+        began = time.perf_counter()
         trainer._save(position)
+        found["stall_s"] = time.perf_counter() - began
         trainer.checkpoints.wait()
-        found: dict[str, Any] = {"peak": resident_peak() - before, "half_way": trainer.half_way - before}
+        found |= {"write_s": time.perf_counter() - began - found["stall_s"], "peak": resident_peak() - before}
         found |= {"stored": stored(run, run.training), "loss": trainer.losses[-1]}
         leave(trainer, found | {"step_s": statistics.median(trainer.seconds)})
 

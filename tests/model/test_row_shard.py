@@ -16,7 +16,8 @@ from data_io.config import SettingsError
 from model.checkpoint_form import RunIdentity, TrainPosition
 from model.checkpoint_writer import CheckpointWriter
 from model.embedding import ItemTable
-from model.engine import TrainEngine, whole_state
+from model.encoder import ClickformerEncoder
+from model.engine import TrainEngine, copy_weights
 from model.loss_config import FullSoftmax, SampledSoftmax
 from model.objectives import ItemLoss, NextItemObjective
 from model.resuming import resume
@@ -54,6 +55,12 @@ def make_tables() -> tuple[ItemTable, ItemTable]:
     return tables[0], tables[1]
 
 
+def rows_of(table: ItemTable) -> torch.Tensor:
+    whole = torch.empty(ITEMS, 8)
+    table.copy_to(whole)
+    return whole
+
+
 def test_a_shard_of_one_rank_gives_the_vectors_losses_and_scores_of_a_whole_table() -> None:
     whole, spread = make_tables()
     items = torch.tensor([[0, 1, 5], [7, 5, 29]])
@@ -63,7 +70,7 @@ def test_a_shard_of_one_rank_gives_the_vectors_losses_and_scores_of_a_whole_tabl
         spread(states=states, targets=targets, label_smoothing=0.2),
         whole(states=states, targets=targets, label_smoothing=0.2),
     )
-    torch.testing.assert_close(spread.whole_weight(), whole.weight.detach())
+    torch.testing.assert_close(rows_of(spread), whole.weight.detach())
 
 
 def test_rows_take_the_steps_of_adamw_if_all_have_gradients_and_else_only_those_that_have() -> None:
@@ -80,11 +87,11 @@ def test_rows_take_the_steps_of_adamw_if_all_have_gradients_and_else_only_those_
         adamw.step()
         adamw.zero_grad()
         spread.shard.step(0.1, 1.0, step + 1)
-        torch.testing.assert_close(spread.whole_weight()[2:], whole.weight.detach()[2:], atol=1e-5, rtol=0)
-    before = spread.whole_weight()
+        torch.testing.assert_close(rows_of(spread)[2:], whole.weight.detach()[2:], atol=1e-5, rtol=0)
+    before = rows_of(spread)
     spread(torch.tensor([4, 4, 9])).sum().backward()
     spread.shard.step(0.1, 1.0, 5)
-    moved = (spread.whole_weight() != before).any(dim=1).nonzero()[:, 0].tolist()
+    moved = (rows_of(spread) != before).any(dim=1).nonzero()[:, 0].tolist()
     assert moved == [4, 9]
 
 
@@ -123,7 +130,9 @@ def run_steps(engine: TrainEngine, steps: range) -> list[float]:
 
 def published(engine: TrainEngine) -> dict[str, np.ndarray]:
     with engine.gathered_parameters():
-        return {name: tensor.clone().numpy() for name, tensor in whole_state(engine.module.encoder).items()}
+        whole = ClickformerEncoder(engine.module.encoder.config)
+        copy_weights(engine.module.encoder, whole)
+    return {name: tensor.numpy() for name, tensor in whole.state_dict().items()}
 
 
 def work(rank: int, folder: Path) -> dict[str, Any]:
