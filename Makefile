@@ -1,10 +1,10 @@
-# Two commands do everything on a fresh machine: make demo, make test.
+# Two commands do everything on a fresh machine: make demo, make test. make test-faults adds the faults that take long.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-synthetic test lint unit install clean
+.PHONY: demo demo-synthetic test test-faults lint unit install clean
 
 demo: install
 	$(BIN)/clickformer demo
@@ -22,6 +22,9 @@ lint: install
 
 unit: install
 	$(BIN)/python -m pytest
+
+test-faults: install
+	$(BIN)/python -m pytest tests/faults -m ""
 
 install: $(INSTALLED)
 

@@ -1,7 +1,8 @@
 """Training on a catalogue of a million items: memory and time of two workers, their item table spread by rows or whole.
 
 The same global batches in turn. Memory of a worker is what its process took of the host at most, above what it had
-before it made the network; the store behind it has every item at least once and popular ones by Zipf's law.
+before it made the network: by half of the epoch, by its end, after validation, and after a checkpoint. The log has every
+item once, and as many events again by Zipf's law.
 Usage: python -m tests.benchmarks.million_items [--quick]
 """
 
@@ -31,8 +32,8 @@ NUM_WORKERS, EVENTS_PER_USER = 2, 50
 COLUMNS = dict.fromkeys(("stored", "half_way", "trained", "validated", "peak"), "{:>10.2e}")
 COLUMNS |= dict.fromkeys(("step_s", "stall_s", "write_s", "loss"), "{:>10.3f}")
 """What is printed: bytes that the plan says are stored, bytes taken by then, seconds, and the last loss."""
-MOST_SHARE = 0.75
-"""Of the memory that whole tables take."""
+MOST_SHARE = 0.6
+"""Of the memory that training with whole tables takes."""
 SECTIONS = {
     "encoder": {"hidden_size": 64, "num_layers": 2, "sequence_length": 50},
     "pretrain": {
@@ -49,15 +50,15 @@ def main() -> None:
         run = make_training(Path(name), SECTIONS)
         print(f"{num_items:,} items, {int(run.index.num_examples.sum()):,} windows, {NUM_WORKERS} workers")
         print(f"{'item table':<11} {' '.join(f'{name:>10}' for name in COLUMNS)}")
-        peaks: dict[str, float] = {}
+        trained: dict[str, float] = {}
         for side, shard_from in (("rows", 1), ("whole", 10**9)):
             training = run.training.model_copy(update={"shard_items_from": shard_from})
             workers = measure(replace(run, training=training), NUM_WORKERS, train)
             most = {name: max(worker[name] for worker in workers) for name in COLUMNS}
-            peaks[side] = most["peak"]
+            trained[side] = most["trained"]
             print(f"{side:<11} {' '.join(COLUMNS[name].format(value) for name, value in most.items())}", flush=True)
-    share = peaks["rows"] / peaks["whole"]
-    finish("million_items", {"rows_mb": peaks["rows"] / 1e6, "share": share}, MOST_SHARE, ok=share <= MOST_SHARE)
+    share = trained["rows"] / trained["whole"]
+    finish("million_items", {"rows_mb": trained["rows"] / 1e6, "share": share}, MOST_SHARE, ok=share <= MOST_SHARE)
 
 
 def make_log(folder: Path, num_items: int) -> None:
