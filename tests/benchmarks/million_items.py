@@ -1,7 +1,7 @@
 """Training on a catalogue of a million items: memory and time of two workers, their item table spread by rows or whole.
 
 The same global batches in turn. Memory of a worker is what its process took of the host at most, above what it had
-before it made the network: by half of the epoch, by its end, after validation, and after a checkpoint. The log has every
+before it made the network: by half of the epoch, by its end, after validation, and after a checkpoint. The log has each
 item once, and as many events again by Zipf's law.
 Usage: python -m tests.benchmarks.million_items [--quick]
 """

@@ -149,6 +149,7 @@ def test_a_few_absurd_steps_are_skipped_counted_and_got_over(
     assert all_saved_are_finite(tmp_path / "work")
 
 
+@pytest.mark.faults
 def test_past_the_limit_the_weights_go_back_to_a_checkpoint(
     run: TrainRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +160,7 @@ def test_past_the_limit_the_weights_go_back_to_a_checkpoint(
     assert all_saved_are_finite(tmp_path / "work")
 
 
+@pytest.mark.faults
 def test_a_training_that_stays_absurd_is_given_up_with_what_to_change(run: TrainRun, tmp_path: Path) -> None:
     run = replace(run, work_url=str(tmp_path / "work"))
     for result in run_workers(train, 2, run, tmp_path / "ledger", range(5, 1_000)):

@@ -83,6 +83,7 @@ def file_size_limit() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
+@pytest.mark.faults
 def test_a_full_disk_ends_a_training_with_its_path_and_leaves_the_checkpoint_before(
     undisturbed: tuple[TrainRun, Path], tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_full_disk_ends_a_training_with_its_path_and_leaves_the_checkpoint_bef
     check_each_user_once_an_epoch(ledger, int(run.index.num_examples.sum()), run.training.num_epochs)
 
 
+@pytest.mark.faults
 def test_checkpoints_go_through_an_object_store_on_a_bad_day(
     undisturbed: tuple[TrainRun, Path], faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
@@ -119,6 +121,7 @@ def train_without_memory(rank: int, run: TrainRun, ledger: Path) -> str:
     return ""
 
 
+@pytest.mark.faults
 def test_a_step_that_does_not_fit_into_a_gpu_says_what_to_change(
     undisturbed: tuple[TrainRun, Path], tmp_path: Path
 ) -> None:

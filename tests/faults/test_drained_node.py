@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.faults.drained_node import DEADLINE_S
 from tests.trainings import check_each_user_once_an_epoch
 
 
+@pytest.mark.faults
 def test_a_node_that_is_drained_costs_no_work_and_counts_as_no_failure(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, "-m", "tests.faults.drained_node", str(tmp_path)]

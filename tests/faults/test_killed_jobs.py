@@ -121,6 +121,7 @@ def test_a_killed_scoring_job_goes_on_and_scores_each_user_once(tmp_path: Path, 
     assert len(users) == len(set(users)) == store.num_users
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_training_that_is_terminated_and_then_killed_goes_on_in_the_middle_of_an_epoch_to_the_same_weights(
     tmp_path: Path, log: str

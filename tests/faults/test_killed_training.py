@@ -24,7 +24,6 @@ from ray_jobs.watch import Watch
 from tests.trainings import LedgerTrainer, check_each_user_once_an_epoch, losses_of, make_training
 
 NUM_WORKERS = 2
-NUM_KILLS = 5
 
 
 class HarmedTrainer(LedgerTrainer):
@@ -89,22 +88,24 @@ def check_like_undisturbed(run: TrainRun, ledger: Path, undisturbed: tuple[Train
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items()), "bit-equal weights"
 
 
-def test_five_kills_at_random_steps_leave_the_weights_bit_equal_and_each_user_once(
-    undisturbed: tuple[TrainRun, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("num_kills", [1, pytest.param(5, marks=pytest.mark.faults)])
+def test_kills_at_random_steps_leave_the_weights_bit_equal_and_each_user_once(
+    undisturbed: tuple[TrainRun, Path], tmp_path: Path, num_kills: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = replace(undisturbed[0], work_url=str(tmp_path / "work"))
     drawn = np.random.default_rng()
-    steps = sorted(drawn.choice(np.arange(1, 18), NUM_KILLS, replace=False).tolist())
+    steps = sorted(drawn.choice(np.arange(1, 18), num_kills, replace=False).tolist())
     places = ["before the step", "between forward and backward", "in the backward pass", "in a collective"]
     harms = {step: (int(drawn.integers(NUM_WORKERS)), str(drawn.choice(places))) for step in steps}
     # steps take milliseconds here, so that all kills may come before the next checkpoint is written
-    cluster = ClusterSettings(num_workers=NUM_WORKERS, max_failures=NUM_KILLS)
+    cluster = ClusterSettings(num_workers=NUM_WORKERS, max_failures=num_kills)
     run_workers(run, cluster, loop_with(tmp_path / "ledger", harms))
-    assert len(list((tmp_path / "ledger").glob("harmed-*"))) == NUM_KILLS, harms
-    assert capsys.readouterr().out.count("workers were lost") == NUM_KILLS
+    assert len(list((tmp_path / "ledger").glob("harmed-*"))) == num_kills, harms
+    assert capsys.readouterr().out.count("workers were lost") == num_kills
     check_like_undisturbed(run, tmp_path / "ledger", undisturbed)
 
 
+@pytest.mark.faults
 def test_a_worker_that_hangs_is_found_its_peers_stacks_are_saved_and_the_run_goes_on(
     undisturbed: tuple[TrainRun, Path], tmp_path: Path
 ) -> None:

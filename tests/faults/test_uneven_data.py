@@ -42,6 +42,7 @@ def of_stage(run: TrainRun, stage: int, folder: Path) -> tuple[TrainRun, Path]:
     return replace(run, training=training, work_url=str(folder / f"{stage}/work")), folder / f"{stage}/ledger"
 
 
+@pytest.mark.faults
 def test_a_bucket_ten_times_as_large_and_a_slow_worker(ray_cluster: None, tmp_path: Path) -> None:
     run = make_training(tmp_path, largest_bucket=10)
     counts = run.index.num_examples
@@ -50,6 +51,7 @@ def test_a_bucket_ten_times_as_large_and_a_slow_worker(ray_cluster: None, tmp_pa
     check_each_user_once_an_epoch(tmp_path / "ledger", int(counts.sum()), run.training.num_epochs)
 
 
+@pytest.mark.faults
 def test_workers_without_any_batch_take_part_under_every_stage(ray_cluster: None, tmp_path: Path) -> None:
     run = make_training(tmp_path, num_users=6)
     assert run.index.num_examples.sum() <= 8, "two micro-batches of the four of a step"
