@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from data_io.loader import LoadedStep
 from data_io.order import EpochOrder
