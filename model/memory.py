@@ -50,6 +50,8 @@ class NetworkSize:
     """In rows of sharded item tables."""
     model: int
     """In the part that is published, all tables whole."""
+    per_item: int = 0
+    """Of the frozen ones, those in buffers that have a row for each item, such as how often it is drawn."""
 
     @classmethod
     def of(cls, objective: nn.Module, model: nn.Module, shard_from: int) -> "NetworkSize":
@@ -60,11 +62,14 @@ class NetworkSize:
         learning = [p.numel() for p in parameters if p.requires_grad]
         frozen = [p.numel() for p in parameters if not p.requires_grad] + [b.numel() for b in objective.buffers()]
         whole = [t.numel() for t in [*model.parameters(), *model.buffers()]]
+        num_items = {m.num_items for m in objective.modules() if isinstance(m, ItemTable)}
+        per_item = [b.numel() for b in objective.buffers() if b.ndim and len(b) in num_items]
         return cls(
             learning=sum(learning),
             frozen=sum(frozen),
             rows=sum(weight.numel() for weight in sharded),
             model=sum(whole),
+            per_item=sum(per_item),
         )
 
     def with_items(self, known: int, wanted: int, shard_from: int) -> "NetworkSize":
@@ -78,9 +83,10 @@ class NetworkSize:
         is_sharded = wanted >= shard_from
         return NetworkSize(
             learning=others + (0 if is_sharded else wanted),
-            frozen=self.frozen,
+            frozen=self.frozen + self.per_item * wanted // known - self.per_item,
             rows=wanted if is_sharded else 0,
             model=self.model - known + wanted,
+            per_item=self.per_item * wanted // known,
         )
 
 
