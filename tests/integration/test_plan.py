@@ -28,6 +28,7 @@ def test_a_plan_says_what_training_will_take_and_leaves_nothing_behind(
     assert found.predicted_bytes == pytest.approx(found.dry_run.peak_bytes, rel=0.15)
     assert found.dry_run.num_workers in (2, 4), "as many as the cluster has room for"
     assert found.memory["rows of items"] == 4 * 4 * 2_000_000 * 16 / 4, "weights, moments and mean, over 4 workers"
+    assert found.memory["weights"] > 4 * 2_000_000, "how often each item is drawn"
     assert found.checkpoint_bytes > 4 * 4 * 2_000_000 * 16
     assert found.steps_per_epoch == -(-found.num_examples // 16)
     assert found.run_s > 0
