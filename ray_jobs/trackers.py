@@ -42,8 +42,9 @@ def check_trackers(settings: TrackingSettings) -> None:
     Raises:
         SettingsError: it is.
     """
-    for name in ("mlflow", "wandb"):
-        if getattr(settings, name) is not None and find_spec(name) is None:
+    chosen = {"mlflow": settings.mlflow.tracking_uri, "wandb": settings.wandb.project}
+    for name, place in chosen.items():
+        if place is not None and find_spec(name) is None:
             raise SettingsError(f"tracking.{name} needs its package: pip install 'clickformer[{name}]'")
 
 
@@ -60,12 +61,10 @@ def make_trackers(settings: TrackingSettings, work_url: str, run_id: str, config
     makers: dict[str, Callable[[], Tracker]] = {"ray": lambda: RayMetrics(name)}
     if settings.tensorboard:
         makers["tensorboard"] = lambda: TensorBoard(storage.join(work_url, "tensorboard"))
-    if settings.mlflow is not None:
-        chosen = settings.mlflow
-        makers["mlflow"] = lambda: Mlflow(chosen, name, run_id, config)
-    if settings.wandb is not None:
-        wandb = settings.wandb
-        makers["wandb"] = lambda: Wandb(wandb, name, run_id, config, work_url)
+    if settings.mlflow.tracking_uri is not None:
+        makers["mlflow"] = lambda: Mlflow(settings.mlflow, name, run_id, config)
+    if settings.wandb.project is not None:
+        makers["wandb"] = lambda: Wandb(settings.wandb, name, run_id, config, work_url)
     return Trackers(makers)
 
 

@@ -10,8 +10,8 @@ from data_io.config import SettingsModel
 class MlflowSettings(SettingsModel):
     """Figures to an MLflow server; its credentials come from the environment."""
 
-    tracking_uri: str
-    """Server, or folder or database of the local kind, such as sqlite:///runs.db."""
+    tracking_uri: str | None = None
+    """Server, or folder or database of the local kind, such as sqlite:///runs.db. None: no MLflow."""
     experiment: str = "clickformer"
     """Experiment that runs are recorded under."""
 
@@ -19,8 +19,8 @@ class MlflowSettings(SettingsModel):
 class WandbSettings(SettingsModel):
     """Figures to Weights & Biases; its key comes from the environment."""
 
-    project: str = "clickformer"
-    """Project that runs are recorded under."""
+    project: str | None = None
+    """Project that runs are recorded under. None: no Weights & Biases."""
     entity: str | None = None
     """Team or user; None: the key's own."""
     mode: Literal["online", "offline"] = "online"
@@ -32,9 +32,9 @@ class TrackingSettings(SettingsModel):
 
     tensorboard: bool = True
     """Event files under the work folder of the model."""
-    mlflow: MlflowSettings | None = None
+    mlflow: MlflowSettings = MlflowSettings()
     """MLflow as well; needs the extra clickformer[mlflow]."""
-    wandb: WandbSettings | None = None
+    wandb: WandbSettings = WandbSettings()
     """Weights & Biases as well; needs the extra clickformer[wandb]."""
     every_steps: int = Field(default=20, ge=1)
     """Optimizer steps between points."""

@@ -146,7 +146,7 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="the extra clickformer[wandb] is not installed")
 def test_wandb_offline_writes_below_the_run(tmp_path: Path) -> None:
-    settings = TrackingSettings(tensorboard=False, wandb=WandbSettings(mode="offline"))
+    settings = TrackingSettings(tensorboard=False, wandb=WandbSettings(project="shop", mode="offline"))
     trackers = make_trackers(settings, str(tmp_path), "id", {"seed": 1})
     trackers.log({"train/loss": 1.0}, 1)
     trackers.close()
@@ -158,4 +158,4 @@ def test_a_missing_package_is_told_before_work_starts() -> None:
         patch("ray_jobs.trackers.find_spec", return_value=None),
         pytest.raises(SettingsError, match=r"pip install 'clickformer\[wandb\]'"),
     ):
-        check_trackers(TrackingSettings(wandb=WandbSettings()))
+        check_trackers(TrackingSettings(wandb=WandbSettings(project="shop")))
