@@ -30,6 +30,9 @@ from data_io.snapshots import (
 WORK = "_work"
 BUCKET_MARKS = "buckets"
 BUCKET_FOLDER = "bucket="
+RUN_FOLDER = "run="
+OUTPUT_FOLDERS = (BUCKET_FOLDER, RUN_FOLDER)
+"""How names of files begin that manifests of buckets name."""
 _STATE_SIGN = "-"
 _MIXED_AT_A_TIME = 1 << 14
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -117,6 +120,8 @@ class BucketWriter:
     way: str = ""
     """What the output does not depend on but the marks do, such as how the input was cut: marks of another way are not
     taken up."""
+    folder: str = ""
+    """Folder for the buckets, ending in /, where what was published before stays beside them."""
 
     @property
     def _marks_url(self) -> str:
@@ -163,27 +168,43 @@ class BucketWriter:
             facts: what else the mark says.
             remember: False: put no mark, where doing the work again costs less than marks do.
         """
-        name = f"{BUCKET_FOLDER}{bucket:05d}"
+        name = f"{self.folder}{BUCKET_FOLDER}{bucket:05d}"
         url = storage.join(self.url, name, f"part-{uuid.uuid4().hex}.parquet")
         written = storage.write_parquet(url, table, plain=self.plain)
         file = asdict(written) | {"name": f"{name}/{written.name}"}
         mark = {"bucket": bucket, "num_buckets": num_buckets, "file": file} | facts
         if remember:
-            storage.write_json(storage.join(self._marks_url, f"{bucket:05d}.json"), mark)
+            storage.write_json(self._mark_url(bucket), mark)
         return mark
 
-    def publish(self, marks: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
+    def find_mark(self, bucket: int) -> dict[str, Any] | None:
+        """The mark of a bucket that is done; None: it is not."""
+        try:
+            return storage.read_json(self._mark_url(bucket))
+        except FileNotFoundError:
+            return None
+
+    def _mark_url(self, bucket: int) -> str:
+        return storage.join(self._marks_url, f"{bucket:05d}.json")
+
+    def publish(self, marks: list[dict[str, Any]], summary: dict[str, Any], retain_hours: float = 0) -> dict[str, Any]:
         """Write the manifest of buckets that were all written anew, by which readers see them; returns it.
 
-        What they replace, and files that attempts killed half-way left, are removed, so that a reader who knows no
-        manifest sees each row once too.
+        What they replace is removed once that is so many hours ago; files that attempts killed half-way left are
+        removed now. So a reader who knows no manifest sees each row once too, or once in each folder.
+
+        Args:
+            marks: of all buckets; what they say under `entry` stands in the manifest with their files.
+            summary: what else the manifest says.
+            retain_hours: for readers that are at work, and to go back.
         """
         files = {
-            str(mark["bucket"]): {"files": [mark["file"]]} for mark in sorted(marks, key=lambda mark: mark["bucket"])
+            str(mark["bucket"]): {"files": [mark["file"]]} | mark.get("entry", {})
+            for mark in sorted(marks, key=lambda mark: mark["bucket"])
         }
         content = {"fingerprint": self.fingerprint} | summary | {"buckets": files}
         manifest = publish_manifest(self.url, content, after=published_manifest(self.url))
-        remove_unnamed(self.url, manifest, (BUCKET_FOLDER,), retain_hours=0)
+        remove_unnamed(self.url, manifest, OUTPUT_FOLDERS, retain_hours=retain_hours)
         self.delete_work()
         return manifest
 

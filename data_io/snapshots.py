@@ -7,6 +7,7 @@ Files have names of their own and are never overwritten, so a reader that opened
 Invariant: a snapshot's number is taken by one writer only, because its file is created on condition that there is none.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -60,6 +61,14 @@ def published_manifest(url: str) -> dict[str, Any] | None:
     if not storage.exists(storage.join(url, MANIFEST_NAME)) or read_manifest(url).get("snapshot") != numbers[-1]:
         storage.write_json(storage.join(url, MANIFEST_NAME), newest)
     return newest
+
+
+def older_manifests(url: str, newest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The snapshots before a manifest that are still kept, the newest first."""
+    for number in reversed(_numbers(url)):
+        manifest = _read(url, number) if number < newest.get("snapshot", 0) else None
+        if manifest is not None:
+            yield manifest
 
 
 def publish_manifest(url: str, content: dict[str, Any], *, after: dict[str, Any] | None) -> dict[str, Any]:

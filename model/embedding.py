@@ -91,6 +91,14 @@ class ItemTable(nn.Module):
         return F.normalize(vectors, dim=-1) if self.cosine else vectors
 
     @torch.no_grad()
+    def catalogue(self) -> Tensor:
+        """[V, D] float32 vectors of all items as states are held against them."""
+        return self.compared(self._catalogue()).detach().float()
+
+    def keep_catalogue(self, vectors: Tensor) -> None:
+        """Take vectors that `catalogue` gave elsewhere, where making them again takes time and memory."""
+
+    @torch.no_grad()
     def start_at(self, directions: Tensor) -> None:
         """Turn the fresh vectors of real items the way of directions [V, D] of length 1; they keep their length."""
         lengths = self.weight[FIRST_INDEX:].norm(dim=1, keepdim=True)

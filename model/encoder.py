@@ -37,8 +37,9 @@ from model.event_inputs import FurtherInputs, has_further
 from model.item_features import FeaturedItemTable, make_item_table
 from model.neighbour_choice import NeighbourChoice
 from model.packing import can_pack, make_packing
+from model.queries import Queries, pure_queries
 from model.readout import Readout
-from model.repeat import RepeatChoice, mix_scores
+from model.repeat import RepeatChoice, choose_again
 from model.transformer import PACKABLE, make_block
 
 EMBEDDING_STD = 0.02
@@ -242,19 +243,22 @@ class ClickformerEncoder(ClickformerPreTrainedModel):
         _, states, place = self._ask(batch)
         return states[torch.arange(len(place), device=place.device), place]
 
-    def rank_items(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
-        """The vector [B, D] of each user, and the log-probability [B, V] of every item to come next."""
+    def queries(self, batch: TensorBatch) -> Queries:
+        """What the catalogue is asked for each of B users at the moment of prediction."""
         inputs, states, place = self._ask(batch)
         row = torch.arange(len(place), device=place.device)
-        users = states[row, place]
-        scores = self.item_table(states=users).log_softmax(dim=1)
-        items = inputs[ITEM_INDEX]
+        queries, items = pure_queries(states[row, place]), inputs[ITEM_INDEX]
         if self.neighbour_choice is not None:
-            scores = self.neighbour_choice.mix(scores, items, place)
+            queries = self.neighbour_choice.choose(queries, items, place)
         if self.repeat_choice is not None:
             repeats = self.repeat_choice(states, choosable_events(inputs))
-            scores = mix_scores(scores, items, repeats.log_weight[row, place], repeats.gate[row, place])
-        return users, scores
+            queries = choose_again(queries, items, repeats.log_weight[row, place], repeats.gate[row, place])
+        return queries
+
+    def rank_items(self, batch: TensorBatch) -> tuple[Tensor, Tensor]:
+        """The vector [B, D] of each user, and the log-probability [B, V] of every item to come next."""
+        queries = self.queries(batch)
+        return queries.users, queries.log_probabilities(self.item_table(states=queries.users))
 
     def _ask(self, batch: TensorBatch) -> tuple[EncoderInputs, Tensor, Tensor]:
         """Inputs, states [B, T, D], and the place [B] of each user's state at the moment of prediction."""

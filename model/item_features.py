@@ -149,10 +149,19 @@ class FeaturedItemTable(ItemTable):
         everything = torch.arange(self.num_items, device=self.has_events.device)
         if not self._may_keep:
             return self._compose(everything, None)
-        state = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
-        if self._kept is None or self._kept[0] != state:
-            self._kept = state, self._compose(everything, None)
+        if self._kept is None or self._kept[0] != self._state:
+            self._kept = self._state, self._compose(everything, None)
         return self._kept[1]
+
+    @property
+    def _state(self) -> tuple[tuple[int, int], ...]:
+        """Another one after every change of a weight."""
+        return tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+
+    def keep_catalogue(self, vectors: Tensor) -> None:
+        """As of `ItemTable`; by cosine items are not held against states as they are read."""
+        if not self.cosine:
+            self._kept = self._state, vectors
 
     def _losses(
         self, states: Tensor, targets: Tensor, label_smoothing: float, seed: int | None, weighed_alike: bool

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,6 +31,11 @@ from data_io.schema import FIRST_INDEX
 from model.embedding import ItemTable
 from model.engine import REDUCED_AT_ONCE, accumulation_steps, is_sharded, to_tensors
 from model.training_config import OptimizerSettings, TrainingSettings
+
+
+class DeviceMemoryError(Exception):
+    """What is to be computed does not fit into the memory of a GPU; the message says what to change."""
+
 
 _NUMBER = 4
 """Bytes of a number: weights and their state are float32."""
@@ -186,10 +192,18 @@ def pass_bytes(
 
     record(small)  # gradients stay from here on, and kernels are compiled
     few, many = record(small), record(large)
-    if in_portions or not _alike(few, many):
+    if in_portions or _differ_on_any_rank(few, many, device):
         return max(record(micro_batch_size))
     times = (micro_batch_size - small) / (large - small)
     return int(max(first + (second - first) * times for first, second in zip(few, many, strict=False)))
+
+
+def _differ_on_any_rank(few: list[int], many: list[int], device: torch.device) -> bool:
+    """Whether a rank has records that are not alike: a pass that exchanges rows is made by all ranks or by none."""
+    differ = torch.tensor(float(not _alike(few, many)), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(differ, op=dist.ReduceOp.MAX)
+    return bool(differ)
 
 
 def _alike(few: list[int], many: list[int]) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.neighbours import ItemNeighbours
+from model.queries import Queries, with_choices
 
 _NUM_EVENTS = 20
 """Newest events whose neighbours are chosen from."""
@@ -77,11 +78,11 @@ class NeighbourChoice(nn.Module):
         self.item_index = F.pad(self.item_index, (0, 0, 0, num_new))
         self.weight = F.pad(self.weight, (0, 0, 0, num_new))
 
-    def mix(self, log_softmax: Tensor, item_index: Tensor, last: Tensor) -> Tensor:
-        """[B, V] log-probability of every item under the mixture; the softmax alone where nothing has neighbours.
+    def choose(self, queries: Queries, item_index: Tensor, last: Tensor) -> Queries:
+        """Queries of B users with neighbours of their newest items chosen too; as they are where nothing has any.
 
         Args:
-            log_softmax: [B, V] of the catalogue.
+            queries: of the softmax.
             item_index: [B, T] items of the users' events; padding and unknown items have no neighbours.
             last: [B] place of each user's newest event.
         """
@@ -92,6 +93,5 @@ class NeighbourChoice(nn.Module):
         of_event = _DECAY**ages * has_neighbours
         of_event = self.share * of_event / of_event.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
         near, weight = self.item_index[items].long(), self.weight[items] * of_event[..., None]
-        chosen = torch.zeros_like(log_softmax).scatter_add_(1, near.flatten(1), weight.flatten(1))
         share = torch.where(has_neighbours.any(dim=1), self.share, 0.0)
-        return torch.logaddexp(log_softmax + torch.log1p(-share)[:, None], chosen.log_())
+        return with_choices(queries, torch.log1p(-share), near.flatten(1), weight.flatten(1))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention import rotate
+from model.queries import Queries, with_choices
 
 _NEVER = -1e4
 """Log-weight of what may not be chosen: finite, because the gradient of minus infinity is not a number."""
@@ -72,16 +73,13 @@ def mix_losses(loss_anew: Tensor, log_again: Tensor, gate: Tensor) -> Tensor:
     return -torch.logaddexp(F.logsigmoid(-gate) - loss_anew, F.logsigmoid(gate) + log_again)
 
 
-def mix_scores(scores: Tensor, item_index: Tensor, log_weight: Tensor, gate: Tensor) -> Tensor:
-    """[B, V] log-probability of every item under the mixture.
+def choose_again(queries: Queries, item_index: Tensor, log_weight: Tensor, gate: Tensor) -> Queries:
+    """Queries of B users who may choose again too.
 
     Args:
-        scores: [B, V] log-probability of every item when choosing anew, minus infinity where one may not be
-            recommended.
+        queries: of choosing anew.
         item_index: [B, T] the user's items.
         log_weight: [B, T] of each event when choosing again.
         gate: [B] logit of choosing again.
     """
-    anew = scores + F.logsigmoid(-gate)[:, None]
-    again = torch.zeros_like(anew).scatter_add_(1, item_index, gate.sigmoid()[:, None] * log_weight.exp())
-    return torch.logaddexp(anew, again.log_())
+    return with_choices(queries, F.logsigmoid(-gate), item_index, gate.sigmoid()[:, None] * log_weight.exp())

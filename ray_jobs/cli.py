@@ -31,6 +31,8 @@ JOBS = {
     "pretrain": "train an encoder on the sequences, without labels",
     "finetune": "give the encoder a task and train it",
     "score_users": "write recommendations, task scores and an embedding for every user",
+    "lookup": "show what was written for one user: lookup shop.yaml --user ID",
+    "rollback": "let readers see the scores from before again",
     "evaluate": "hold the models against what happened next, beside simple baselines",
     "demo": "all of these in order, on real data: demo [--data synthetic]",
 }
@@ -82,8 +84,8 @@ def parse_settings(job: str, arguments: list[str]) -> Settings:
         SettingsError: a file or setting is wrong.
     """
     path, overrides = _settings_file(job, arguments)
-    if job == "forget":
-        overrides = ["--forget.users" if part == "--users" else part for part in overrides]
+    short = {("forget", "--users"): "--forget.users", ("lookup", "--user"): "--lookup.user"}
+    overrides = [short.get((job, part), part) for part in overrides]
     base = read_settings(path)
     sections = job_settings_type(job)
     default = sections.model_validate({name: getattr(base, name) for name in JOB_SECTIONS[job]})

@@ -27,25 +27,8 @@ from data_io.config import (
 from data_io.inputs import check_inputs
 from model.config import EncoderSettings, FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, PretrainSettings
 from model.training_config import TrainingSettings
+from ray_jobs.scoring_config import ScoringSettings
 from ray_jobs.tracking_config import TrackingSettings
-
-
-class ScoringSettings(SettingsModel):
-    """What is written for every user."""
-
-    k: int = Field(default=20, ge=1)
-    """Items recommended to each user."""
-    exclude_seen: bool = False
-    """Never recommend an item of the user's own history."""
-    as_of: Literal["log_end", "last_event"] = "log_end"
-    """Moment users are recommended to: the end of the log, or each just after the last own event (for logs that know
-    only the order of events)."""
-    recommender: str = "encoder"
-    """Model that recommends and embeds: encoder, another pretrain.name, or the name of a next_item task."""
-    tasks: list[str] | None = None
-    """Outcome tasks whose probabilities are written; None: all that are trained."""
-    batch_size: int = Field(default=256, ge=1)
-    """Users encoded and ranked at a time; memory is batch_size times the catalogue times 4 bytes."""
 
 
 class ForgetSettings(SettingsModel):
@@ -53,6 +36,13 @@ class ForgetSettings(SettingsModel):
 
     users: str | None = None
     """File of user ids, local or s3://: one a line, or Parquet with a column user_id."""
+
+
+class LookupSettings(SettingsModel):
+    """Whose scores are shown."""
+
+    user: str | None = None
+    """Id of the user, as it is in the log (a pseudonym where the store has those)."""
 
 
 class PlanSettings(SettingsModel):
@@ -146,6 +136,8 @@ class Settings(SettingsModel):
     """Pseudonyms of user ids."""
     store: StoreSettings = StoreSettings()
     """The sequence store."""
+    lookup: LookupSettings = LookupSettings()
+    """For clickformer lookup: the user."""
     forget: ForgetSettings = ForgetSettings()
     """Users to erase."""
     split: SplitSettings = TimeSplit()
@@ -248,6 +240,8 @@ JOB_SECTIONS: dict[str, tuple[str, ...]] = {
     "pretrain": (*_MODEL_SECTIONS, "tracking", "encoder", "pretrain"),
     "finetune": (*_MODEL_SECTIONS, "tracking", "finetune"),
     "score_users": ("run_dir", "scoring", "cluster"),
+    "lookup": ("run_dir", "lookup"),
+    "rollback": ("run_dir",),
     "evaluate": (*_MODEL_SECTIONS, "evaluation"),
     "demo": tuple(Settings.model_fields),
 }

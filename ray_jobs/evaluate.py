@@ -29,6 +29,7 @@ from model.baselines import BaselineTables
 from ray_jobs.baseline_passes import ItemCounts, count_history, find_neighbours, why_without_item_knn
 from ray_jobs.bucket_map import map_actors
 from ray_jobs.config import Settings
+from ray_jobs.evaluator import EvaluationRun, Evaluator
 from ray_jobs.figures import next_item_figures, outcome_figures, own_intervals, verdicts
 from ray_jobs.learning import check_split
 from ray_jobs.list_figures import list_figures
@@ -36,7 +37,6 @@ from ray_jobs.models import ModelFolder, find_recommender, find_rivals, find_tas
 from ray_jobs.progress import Progress, say
 from ray_jobs.protocol import describe_protocol
 from ray_jobs.report import write_report
-from ray_jobs.scorer import EvaluationRun, Evaluator
 from ray_jobs.training import open_store
 
 REPORT_NAME = "report.json"

@@ -10,6 +10,7 @@ EXPECTED_ERRORS = (
     "DeviceMemoryError",
     "OutOfDiskError",
     "OutputLockedError",
+    "PublishRefusedError",
     "SettingsError",
     "StorageError",
     "TrainingDivergedError",

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_io import storage
-from data_io.buckets import WORK
+from data_io.buckets import OUTPUT_FOLDERS, WORK
 from data_io.config import SettingsError
 from data_io.erasure import Erased, buckets_of_users, erase_bucket, erase_rows
 from data_io.lease import Lease, write_lease
@@ -145,7 +145,7 @@ def _erase_output(url: str, users: pa.Array) -> dict[str, Any]:
         erased = _erase_buckets(url, manifest, users, None)
         gone = sum(part.num_users for part in erased)
         changes = {"num_users": manifest["num_users"] - gone} if "num_users" in manifest else {}
-        return _replace(url, lease, manifest, erased, changes, [], ("bucket=",))
+        return _replace(url, lease, manifest, erased, changes, [], OUTPUT_FOLDERS)
 
 
 def _erase_buckets(url: str, manifest: dict[str, Any], users: pa.Array, max_events: int | None) -> list[Erased]:

@@ -10,14 +10,14 @@ import numpy as np
 from data_io.buckets import iter_buckets
 from data_io.schema import ITEM_INDEX
 from model.popularity import coverage, mean_over, rank_percentiles, self_information
-from ray_jobs.scorer import HISTORIES, NUM_LISTED, RANKER
+from ray_jobs.evaluator import HISTORIES, NUM_LISTED, RANKER
 
 
 def list_figures(url: str, training_events: np.ndarray, k: int) -> dict[str, Any]:
     """Coverage, novelty and popularity of the lists of every ranker, and popularity of the histories.
 
     Args:
-        url: counts of items by ranker and bucket (see `ray_jobs.scorer`).
+        url: counts of items by ranker and bucket (see `ray_jobs.evaluator`).
         training_events: [V] events of each item in training history.
         k: length of the lists.
 

@@ -20,7 +20,7 @@ from model.encoder import ClickformerConfig
 from model.heads import ClickformerForOutcome
 from model.metrics import area_under_curve
 from model.objectives import OutcomeObjective
-from model.scoring import outcome_probabilities
+from model.scoring import UserBatches, outcome_probabilities
 from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, describe_split
 
 
@@ -93,7 +93,7 @@ class OutcomeLearning:
 
     def validate(self, model: ClickformerForOutcome, sequences: Sequences, examples: Examples) -> np.ndarray:
         """[N, 2] outcome and probability."""
-        probability = outcome_probabilities(model, sequences, examples, VALIDATION_BATCH)
+        probability = outcome_probabilities(model, sequences, examples, UserBatches(VALIDATION_BATCH))
         return np.stack([examples.target.astype(np.float64), probability.astype(np.float64)], axis=1)
 
     def metric(self, values: np.ndarray) -> tuple[str, float]:

@@ -1,265 +1,261 @@
-"""The scorer and the evaluator each Ray actor runs: a bucket in, its rows committed.
+"""The scorer each Ray actor runs: buckets in, their rows committed.
 
-Modules of their own because Ray pickles what stands in an entry module by value. Invariant: a bucket is committed whole
+A module of its own because Ray pickles what stands in an entry module by value. Invariant: a bucket is committed whole
 or not at all, so that a killed job leaves no user half scored.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import ray
 import torch
 
-from data_io.buckets import BucketWriter
-from data_io.examples import Examples, history_examples, next_item_examples, outcome_examples
-from data_io.features import FEATURE_NAMES, history_features
-from data_io.inputs import columns_among
-from data_io.schema import ITEM_INDEX, USER_ID
-from data_io.scores import UserScores, scores_table, seen_pairs
+from data_io.batch import Batch
+from data_io.buckets import BucketWriter, read_bucket
+from data_io.examples import Examples, history_examples
+from data_io.schema import USER_ID
+from data_io.scores import FROM_MODEL, ITEM_IDS, SCORES, UserScores, put_together, score_facts, scores_table
 from data_io.sequences import Sequences
-from data_io.splits import Cutoffs, Split
+from data_io.snapshots import bucket_files
 from data_io.store import SequenceStore
-from model.baselines import Baselines, BaselineTables
-from model.checkpoint import SavedModel, load_model
-from model.config import OutcomeTask
 from model.encoder import ClickformerEncoder
-from model.heads import ClickformerForOutcome
-from model.popularity import GROUPS, popularity_groups
-from model.scoring import iter_batches, outcome_probabilities, rank_items
-from model.topk import exclude_items, target_ranks, top_k
-from ray_jobs.item_features import with_new_items
+from model.queries import Queries, concatenate
+from model.ranker import Ranker, Ranking
+from model.scoring import UserBatches, ask, outcome_probabilities
+from model.sharing import unpack_model
+from ray_jobs.loading import find_device, known_to, outcome_model, with_inputs
+from ray_jobs.pipeline import overlap
+from ray_jobs.popularity import Popularity, segments_of
+from ray_jobs.rules import RulePlan
+from ray_jobs.scoring_config import ScoringSettings
+from ray_jobs.user_classes import UserClasses
 
-RANKER, NUM_LISTED = "ranker", "num_listed"
-HISTORIES = "(histories)"
-"""Stands where a ranker's name does, for items of the histories themselves; no model can be called so."""
+_RANKED_AT_A_TIME = 2048
+"""Users whose queries are in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRun:
-    """What a scorer needs to know."""
+    """What a scorer needs to know; models and arrays may be references to Ray's object store."""
 
     store: SequenceStore
-    recommender_url: str
-    task_urls: Mapping[str, str]
+    recommender: Any
+    """A `PackedModel`."""
+    tasks: Mapping[str, Any]
+    """Packed models by name of the task."""
     writer: BucketWriter
-    k: int
-    exclude_seen: bool
-    as_of: Literal["log_end", "last_event"]
-    batch_size: int
+    scoring: ScoringSettings
+    rules: RulePlan | Any
+    popularity: Popularity | Any | None
+    """None: no user falls back to it."""
     model_version: str
+    before: dict[str, Any] | None = None
+    """Manifest of the scores that were published before; None: there are none."""
+    carries: bool = False
+    """Whether users without new events keep their rows from before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedBucket:
+    """What is read of a bucket before it is scored."""
+
+    bucket: int
+    sequences: Sequences
+    carried: np.ndarray
+    """[U] True where a user keeps the row from before."""
+    before: pa.Table | None
+    """Rows from before: all columns where any user is carried, else those that are compared."""
 
 
 class Scorer:
-    """Scores the users of one bucket after the other."""
+    """Scores the users of one bucket after the other, the next being read and the last written meanwhile."""
 
     def __init__(self, run: ScoreRun) -> None:
         self.run = run
-        self.device = _device()
-        self.recommender = _loaded(run.recommender_url, self.device, run.store)
-        self.tasks = {name: _loaded(url, self.device, run.store) for name, url in run.task_urls.items()}
-        self.store = _with_inputs(
-            run.store, [self.recommender.encoder, *(task.encoder for task in self.tasks.values())]
-        )
+        self.device = find_device()
+        self.recommender, items = unpack_model(_fetched(run.recommender), self.device)
+        self.tasks = {name: unpack_model(_fetched(packed), self.device)[0] for name, packed in run.tasks.items()}
+        self.store = with_inputs(run.store, [self.recommender.encoder, *(task.encoder for task in self.tasks.values())])
+        self.rules = _fetched(run.rules).of_size(len(items))
+        self.classes = UserClasses(self.rules)
+        self.popularity: Popularity | None = _fetched(run.popularity)
+        threads = int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
+        self.ranker = Ranker(items, num_threads=threads)
+        self.popular = None
+        if self.popularity is not None:
+            self.popular = Ranker(torch.from_numpy(np.array(self.popularity.vectors)), num_threads=threads)
+        self.batches = UserBatches(run.scoring.batch_size)
 
-    def __call__(self, bucket: int) -> dict[str, Any]:
-        """Score and commit one bucket; returns its mark."""
+    def __call__(self, buckets: Sequence[int]) -> list[dict[str, Any]]:
+        """Score and commit some buckets; returns their marks. What an attempt before has committed is left alone."""
+        found = {bucket: self.run.writer.find_mark(bucket) for bucket in buckets}
+        missing = [bucket for bucket, mark in found.items() if mark is None]
+        marks = overlap(missing, self._read, self._work, self._commit)
+        return [mark for mark in found.values() if mark is not None] + marks
+
+    def _read(self, bucket: int) -> LoadedBucket:
         sequences = self.store.read_sequences(bucket)
-        table = scores_table(sequences, self.score(sequences), self.recommender.vocabulary, self.run.model_version)
-        facts = {"num_users": table.num_rows}
+        carried = np.zeros(sequences.num_users, bool)
+        before = None
+        if self.run.before is not None:
+            if self.run.carries:
+                carried = self._unchanged(bucket, sequences)
+            columns = None if carried.any() else [USER_ID, ITEM_IDS, SCORES]
+            before = read_bucket(self.run.writer.url, self.run.before, bucket, columns=columns)
+            if carried.any():
+                carried &= _is_in(sequences.user_id, before.column(USER_ID))
+        return LoadedBucket(bucket=bucket, sequences=sequences, carried=carried, before=before)
+
+    def _unchanged(self, bucket: int, sequences: Sequences) -> np.ndarray:
+        """[U] True where nothing has been known of a user since the scores before."""
+        assert self.run.before is not None
+        known, parts = self.run.before["buckets"][str(bucket)].get("inputs"), inputs_of(self.store, bucket)
+        if known is None or known["users"] != parts["users"] or known["parts"] != parts["parts"][: len(known["parts"])]:
+            return np.zeros(sequences.num_users, bool)
+        new_parts = self.store.read_columns(bucket, [USER_ID])[len(known["parts"]) :]
+        kept = np.ones(sequences.num_users, bool)
+        for part in new_parts:
+            kept &= ~_is_in(sequences.user_id, part.column(USER_ID))
+        return kept & ~self._falls_back(sequences)
+
+    def _falls_back(self, sequences: Sequences) -> np.ndarray:
+        """[U] True where too little is known of a user."""
+        sequences = known_to(self.recommender.encoder, sequences)
+        return num_known(sequences) < self.run.scoring.fallback.min_events
+
+    def _work(self, loaded: LoadedBucket) -> tuple[int, pa.Table, dict[str, Any]]:
+        """The rows of a bucket, and facts of them for its mark."""
+        sequences, rows = loaded.sequences, np.flatnonzero(~loaded.carried)
+        scores = self.score(loaded.bucket, sequences, rows)
+        table = scores_table(
+            sequences.user_id.take(pa.array(rows)),
+            (sequences.ends - sequences.starts)[rows],
+            scores,
+            self.recommender.vocabulary,
+            self.run.model_version,
+            rules=self.rules.names,
+            sources=[FROM_MODEL, *(self.popularity.sources if self.popularity else [])],
+        )
+        if loaded.before is not None and loaded.carried.any():
+            table = put_together(sequences.user_id, table, loaded.before)
+        facts = score_facts(table, loaded.before, self.run.scoring.k)
+        sources = dict(np.stack(np.unique(table.column("source").to_numpy(), return_counts=True), axis=1).tolist())
+        facts |= {"num_users": table.num_rows, "num_scored": len(rows), "sources": sources}
+        return loaded.bucket, table, facts | {"entry": {"inputs": inputs_of(self.store, loaded.bucket)}}
+
+    def _commit(self, made: tuple[int, pa.Table, dict[str, Any]]) -> dict[str, Any]:
+        bucket, table, facts = made
         return self.run.writer.commit(bucket, self.run.store.num_buckets, table, facts)
 
-    def score(self, sequences: Sequences) -> UserScores:
-        """Recommendations, embeddings and task probabilities of all users of a bucket."""
-        encoder = self.recommender.encoder
-        sequences = _known_to(encoder, sequences)
-        now = self.run.store.end_time if self.run.as_of == "log_end" else None
-        examples = history_examples(sequences, now, encoder.config.sequence_length)
-        width = min(self.run.k, encoder.config.vocabulary_size)
-        items, scores = [np.zeros((0, width), np.int64)], [np.zeros((0, width), np.float32)]
-        vectors = [np.zeros((0, encoder.config.hidden_size), np.float32)]
-        for part, batch in iter_batches(sequences, examples, self.run.batch_size):
-            users, all_scores = rank_items(encoder, batch)
-            if self.run.exclude_seen:
-                exclude_items(all_scores, *seen_pairs(sequences, part))
-            best, indices = top_k(all_scores, self.run.k)
-            items.append(indices.cpu().numpy())
-            scores.append(best.cpu().numpy())
-            vectors.append(users.cpu().numpy())
-        tasks = {name: self._probabilities(saved, sequences) for name, saved in self.tasks.items()}
+    def score(self, bucket: int, sequences: Sequences, rows: np.ndarray) -> UserScores:
+        """Recommendations, embeddings and task probabilities of users of a bucket, by their rows [B]."""
+        encoder, scoring = self.recommender.encoder, self.run.scoring
+        known = known_to(encoder, sequences)
+        now = self.run.store.end_time if scoring.as_of == "log_end" else None
+        examples = history_examples(known, now, encoder.config.sequence_length).take(rows)
+        order = np.argsort(examples.start - examples.end, kind="stable")  # long histories first, so few are padded
+        ids = sequences.user_id.take(pa.array(rows[order]))
+        kinds, self.ranker.rules = self.classes.of(ids, partial(self.run.store.read_user_table, bucket, ids))
+        parts = [
+            self._rank(known, examples.take(order[first : first + _RANKED_AT_A_TIME]), kinds, first)
+            for first in range(0, len(order), _RANKED_AT_A_TIME)
+        ]
+        source = np.zeros(len(rows), np.int64)
+        ranking, embedding = _together(parts, scoring.k, encoder.config.hidden_size)
+        few = np.flatnonzero(num_known(known)[rows[order]] < scoring.fallback.min_events)
+        if len(few) and self.popularity is not None:
+            users = ids.take(pa.array(few))
+            segment = segments_of(self.run.store, bucket, users, self.popularity.column, self.popularity.values)
+            self._rank_popular(known, examples.take(order[few]), segment, kinds[few], ranking, few)
+            source[few] = segment + 1
+        places = np.argsort(order)
         return UserScores(
-            item_index=np.concatenate(items),
-            item_score=np.concatenate(scores),
-            embedding=np.concatenate(vectors),
-            tasks=tasks,
+            item_index=ranking.item[places],
+            item_score=ranking.score[places],
+            acted=ranking.acted[places],
+            source=source[places],
+            embedding=embedding[places].astype(scoring.embedding),
+            tasks={name: self._probabilities(name, sequences, rows) for name in self.tasks},
         )
-
-    def _probabilities(self, saved: SavedModel, sequences: Sequences) -> np.ndarray:
-        model = _outcome_model(saved)
-        sequences = _known_to(model.encoder, sequences)
-        examples = history_examples(sequences, self.run.store.end_time, model.config.sequence_length)
-        return outcome_probabilities(model, sequences, examples, self.run.batch_size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationRun:
-    """What an evaluator needs to know."""
-
-    store: SequenceStore
-    split: Split
-    model_urls: Mapping[str, str]
-    """Next-item models by name; each is held against those after it."""
-    task_urls: Mapping[str, str]
-    """Outcome models by name."""
-    target_actions: list[str] | None
-    baselines: BaselineTables
-    training_events: np.ndarray
-    """[V] events of each item before the validation cutoff."""
-    writers: Mapping[str, BucketWriter]
-    """Where results go: next_item and each task by user, lists by item."""
-    exclude_seen: bool
-    list_k: int
-    """Items in the lists that are counted by item."""
-    batch_size: int
-
-
-class Evaluator:
-    """Ranks held-out targets and predicts held-out outcomes, one bucket after the other."""
-
-    def __init__(self, run: EvaluationRun) -> None:
-        self.run = run
-        self.device = _device()
-        self.models = {name: _loaded(url, self.device, run.store).encoder for name, url in run.model_urls.items()}
-        self.tasks = {name: _loaded(url, self.device, run.store) for name, url in run.task_urls.items()}
-        self.baselines = Baselines(run.baselines, self.device)
-        self.groups = popularity_groups(run.training_events)
-
-    def __call__(self, bucket: int) -> dict[str, dict[str, Any]]:
-        """Evaluate and commit one bucket; returns its marks by table."""
-        encoders = [*self.models.values(), *(task.encoder for task in self.tasks.values())]
-        sequences = _with_inputs(self.run.store, encoders).read_sequences(bucket)
-        ranks, lists = self.rank_targets(sequences)
-        tables = {"next_item": ranks, "lists": lists}
-        tables |= {name: self.predict_outcomes(saved, sequences) for name, saved in self.tasks.items()}
-        return {
-            name: self.run.writers[name].commit(bucket, self.run.store.num_buckets, table, {"num_rows": table.num_rows})
-            for name, table in tables.items()
-        }
-
-    def rank_targets(self, sequences: Sequences) -> tuple[pa.Table, pa.Table]:
-        """Every model and baseline held against the targets of a bucket.
-
-        Returns:
-            One row per user with a target, with its rank by each; and one row per ranker and item, with the number of
-            users in whose first `list_k` items it stands.
-        """
-        length = max(model.config.sequence_length for model in self.models.values())
-        actions = self.run.store.action_indices(self.run.target_actions)
-        examples = next_item_examples(
-            sequences, self.run.split, "test", length, actions, new_only=self.run.exclude_seen
-        )
-        names, size = (*self.models, *self.baselines.names), len(self.groups)
-        ranks = {name: [np.zeros(0, np.int64)] for name in names}
-        listed = {name: np.zeros(size, np.int64) for name in (*names, HISTORIES)}
-        for first in range(0, len(examples), self.run.batch_size):
-            part = examples.take(np.arange(first, min(first + self.run.batch_size, len(examples))))
-            seen = seen_pairs(sequences, part)
-            listed[HISTORIES] += np.bincount(seen[1], minlength=size)
-            for name, scores in self._all_scores(sequences, part, seen):
-                of_targets, items = self._rank(scores, part.target, seen)
-                ranks[name].append(of_targets)
-                listed[name] += np.bincount(items, minlength=size)
-        columns = {
-            USER_ID: sequences.user_id.take(pa.array(examples.row)),
-            "history_length": examples.end - sequences.starts[examples.row],
-            "target_group": pa.array(np.array(GROUPS)[self.groups[examples.target]]),
-            "target_training_events": self.run.training_events[examples.target],
-        }
-        columns |= {f"rank_{name}": np.concatenate(parts) for name, parts in ranks.items()}
-        return pa.table(columns), _lists_table(listed)
-
-    def _all_scores(
-        self, sequences: Sequences, part: Examples, seen: tuple[np.ndarray, np.ndarray]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, model in self.models.items():
-            start = np.maximum(part.start, part.end - model.config.sequence_length)
-            own = Examples(row=part.row, start=start, end=part.end, now=part.now, target=part.target)
-            (_, batch), *_ = iter_batches(_known_to(model, sequences), own, len(own))
-            scores = rank_items(model, batch)[1].double()
-            newer = len(self.groups) - scores.shape[1]  # items the model does not know stand last
-            yield name, torch.nn.functional.pad(scores, (0, newer), value=-torch.inf)
-        yield from self.baselines.iter_scores(*seen, len(part))
 
     def _rank(
-        self, scores: torch.Tensor, target: np.ndarray, seen: tuple[np.ndarray, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """[B] ranks of targets among scores [B, V], and the items of all first `list_k` places, user after user.
+        self, sequences: Sequences, examples: Examples, kinds: np.ndarray, first: int
+    ) -> tuple[Ranking, np.ndarray]:
+        """Rankings and vectors [B, D] of some users, who stand from `first` on among the classes."""
+        queries = self.encode(self.recommender.encoder, sequences, examples)
+        pairs = self.rules.seen_pairs(sequences, examples)
+        own = kinds[first : first + len(examples)]
+        return self.ranker.rank(queries, self.run.scoring.k, own, pairs), queries.users.float().cpu().numpy()
 
-        A target that has no score, because the ranker does not know the item, comes after the whole catalogue.
-        """
-        targets = torch.from_numpy(target.astype(np.int64)).to(self.device)
-        own = scores.gather(1, targets[:, None])
-        if self.run.exclude_seen:
-            exclude_items(scores, *seen)
-        best, items = top_k(scores, self.run.list_k)
-        ranks = target_ranks(scores, targets).masked_fill(torch.isneginf(own[:, 0]), scores.shape[1] + 1)
-        return ranks.cpu().numpy(), items[torch.isfinite(best)].cpu().numpy()
+    def encode(self, encoder: ClickformerEncoder, sequences: Sequences, examples: Examples) -> Queries:
+        """What users ask of the catalogue."""
 
-    def predict_outcomes(self, saved: SavedModel, sequences: Sequences) -> pa.Table:
-        """One row per user with history at each of two moments: what was predicted, what happened, the features."""
-        model, task = _outcome_model(saved), OutcomeTask.model_validate(saved.manifest["task"])
-        sequences = _known_to(model.encoder, sequences)
-        assert isinstance(self.run.split, Cutoffs), "there are no outcomes without moments"
-        parts = []
-        for stage in ("validation", "test"):
-            cutoffs = np.array([self.run.split.of(stage)])
-            actions = self.run.store.action_indices(task.actions)
-            length = model.config.sequence_length
-            examples = outcome_examples(sequences, cutoffs, task.horizon_days, length, actions)
-            features = history_features(sequences, examples)
-            columns = {f"feature_{name}": features[:, place] for place, name in enumerate(FEATURE_NAMES)}
-            columns |= {
-                "outcome": examples.target,
-                "probability": outcome_probabilities(model, sequences, examples, self.run.batch_size),
-                "stage": [stage] * len(examples),
-            }
-            parts.append(pa.table({USER_ID: sequences.user_id.take(pa.array(examples.row)), **columns}))
-        return pa.concat_tables(parts, promote_options="permissive")
+        def work(_: Examples, batch: Batch) -> Queries:
+            return ask(encoder, batch)
 
+        return concatenate(list(self.batches.each(sequences, examples, work)))
 
-def _lists_table(listed: dict[str, np.ndarray]) -> pa.Table:
-    """Counts [V] by ranker as rows of ranker, item_index and num_listed; items in no list have none."""
-    items = {name: np.flatnonzero(counts) for name, counts in listed.items()}
-    return pa.table(
-        {
-            RANKER: pa.array(np.repeat(list(listed), [len(found) for found in items.values()]).tolist(), pa.string()),
-            ITEM_INDEX: pa.array(np.concatenate(list(items.values())).astype(np.int32)),
-            NUM_LISTED: pa.array(np.concatenate([listed[name][found] for name, found in items.items()])),
-        }
-    )
+    def _rank_popular(
+        self,
+        sequences: Sequences,
+        examples: Examples,
+        segment: np.ndarray,
+        kinds: np.ndarray,
+        ranking: Ranking,
+        places: np.ndarray,
+    ) -> None:
+        """Put what is popular in their segments in the places of some users."""
+        assert self.popular is not None
+        assert self.popularity is not None
+        self.popular.rules = self.ranker.rules
+        pairs = self.rules.seen_pairs(sequences, examples)
+        found = self.popular.rank(self.popularity.queries(segment), self.run.scoring.k, kinds, pairs)
+        ranking.item[places], ranking.score[places] = found.item, found.score
+        ranking.acted[places] = found.acted
+
+    def _probabilities(self, name: str, sequences: Sequences, rows: np.ndarray) -> np.ndarray:
+        model = outcome_model(self.tasks[name])
+        known = known_to(model.encoder, sequences)
+        examples = history_examples(known, self.run.store.end_time, model.config.sequence_length).take(rows)
+        order = np.argsort(examples.start - examples.end, kind="stable")
+        found = outcome_probabilities(model, known, examples.take(order), self.batches)
+        return found[np.argsort(order)]
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def inputs_of(store: SequenceStore, bucket: int) -> dict[str, Any]:
+    """What the rows of a bucket's scores are made of: its parts, and the rows of the user table."""
+    users = store.manifest.get("users")
+    of_users = bucket_files(users["buckets"][str(bucket)]) if users else []
+    parts = bucket_files(store.manifest["buckets"][str(bucket)])
+    return {"parts": [file["name"] for file in parts], "users": [file["sha256"] for file in of_users]}
 
 
-def _loaded(url: str, device: torch.device, store: SequenceStore) -> SavedModel:
-    saved = with_new_items(load_model(url), store)
-    torch.nn.Module.to(saved.model, device)
-    return saved
+def num_known(sequences: Sequences) -> np.ndarray:
+    """[U] events with an item that is known."""
+    counted = np.concatenate([[0], np.cumsum(sequences.item_index > 1)])
+    return counted[sequences.ends] - counted[sequences.starts]
 
 
-def _with_inputs(store: SequenceStore, encoders: Iterable[ClickformerEncoder]) -> SequenceStore:
-    """The store with the columns of the events that any of the encoders takes."""
-    columns = [columns_among(encoder.config.inputs) for encoder in encoders]
-    return store.with_columns({name: kind for part in columns for name, kind in part.items()})
+def _fetched(value: Any) -> Any:
+    return ray.get(value) if isinstance(value, ray.ObjectRef) else value
 
 
-def _known_to(encoder: ClickformerEncoder, sequences: Sequences) -> Sequences:
-    return sequences.known_to(encoder.config.vocabulary_size, encoder.config.num_actions)
+def _is_in(values: pa.Array, chosen: pa.ChunkedArray) -> np.ndarray:
+    options = pc.SetLookupOptions(chosen.cast(values.type))
+    return pc.call_function("is_in", [values], options).to_numpy(zero_copy_only=False)
 
 
-def _outcome_model(saved: SavedModel) -> ClickformerForOutcome:
-    assert isinstance(saved.model, ClickformerForOutcome), "jobs pass outcome tasks only"
-    return saved.model
+def _together(parts: list[tuple[Ranking, np.ndarray]], k: int, width: int) -> tuple[Ranking, np.ndarray]:
+    """Rankings and vectors of several groups of users, one after the other."""
+    rankings = [ranking for ranking, _ in parts]
+    return Ranking(
+        item=np.concatenate([np.zeros((0, k), np.int32), *(ranking.item for ranking in rankings)]),
+        score=np.concatenate([np.zeros((0, k), np.float32), *(ranking.score for ranking in rankings)]),
+        acted=np.concatenate([np.zeros(0, np.uint32), *(ranking.acted for ranking in rankings)]),
+    ), np.concatenate([np.zeros((0, width), np.float32), *(vectors for _, vectors in parts)])

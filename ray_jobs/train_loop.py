@@ -22,6 +22,7 @@ from model.checkpoint_writer import CheckpointWriter
 from model.encoder import ClickformerEncoder
 from model.engine import StepResult, TrainEngine, copy_weights, num_micro_batches
 from model.flops import StepSize, TrainingCost
+from model.memory import DeviceMemoryError
 from model.resuming import resume
 from model.training_config import OptimizerSettings, TrainingSettings
 from ray_jobs.learning import Learning, StoreIndex, rank_buckets, sample_validation
@@ -41,10 +42,6 @@ SPARE_MEMORY = (
     "set training.activation_checkpointing true or a higher training.zero_stage, with which the run goes on from its "
     "newest checkpoint, or begin anew with a lower training.micro_batch_size; clickformer plan says what a step takes"
 )
-
-
-class DeviceMemoryError(Exception):
-    """A step does not fit into the memory of a GPU; the message says what to change."""
 
 
 class TrainingDivergedError(Exception):

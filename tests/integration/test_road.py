@@ -58,7 +58,7 @@ def make_settings(run_dir: str, **sections: object) -> Settings:
             "trainable": {"kind": "frozen"},
             "training": training | {"zero_stage": 1},
         },
-        "scoring": {"k": 10, "exclude_seen": True},
+        "scoring": {"k": 10, "exclude_seen": [{}]},
         "evaluation": {"num_resamples": 20},
     }
     return Settings.model_validate(content | sections)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from model.attention import SelfAttention, rotate
-from model.repeat import RepeatChoice, mix_losses, mix_scores
+from model.queries import pure_queries
+from model.repeat import RepeatChoice, choose_again, mix_losses
 from model.transformer import LigrBlock, TransformerBlock
 
 INFINITY = float("inf")
@@ -72,13 +73,18 @@ def test_gates_of_ligr_let_a_share_of_each_branch_through(gate: float, share: fl
     torch.testing.assert_close(found, states + share * attended)
 
 
-def test_mix_losses_and_mix_scores_agree_on_a_case_by_hand() -> None:
+def mixed(scores: torch.Tensor, items: torch.Tensor, log_weight: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    queries = choose_again(pure_queries(torch.zeros(len(scores), 1)), items, log_weight, gate)
+    return queries.log_probabilities(scores)
+
+
+def test_mix_losses_and_choose_again_agree_on_a_case_by_hand() -> None:
     item_index, weight, gate = torch.tensor([[3, 5, 3]]), torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([0.4])
-    scores = mix_scores(SCORES.log_softmax(dim=1), item_index, weight.log(), gate)
-    choose_again = 1 / (1 + math.exp(-0.4))
+    scores = mixed(SCORES, item_index, weight.log(), gate)
+    share = 1 / (1 + math.exp(-0.4))
     for item, probability in {2: 0.0, 3: 0.5, 4: 0.0, 5: 0.5}.items():
         anew = SCORES.softmax(dim=1)[0, item]
-        expected = torch.log((1 - choose_again) * anew + choose_again * probability)
+        expected = torch.log((1 - share) * anew + share * probability)
         log_again = torch.tensor([math.log(probability) if probability else -1e4])
         torch.testing.assert_close(scores[0, item], expected)
         torch.testing.assert_close(-mix_losses(-anew.log()[None], log_again, gate)[0], expected)
@@ -87,8 +93,12 @@ def test_mix_losses_and_mix_scores_agree_on_a_case_by_hand() -> None:
 
 def test_shut_gate_leaves_the_softmax_and_open_gate_only_the_own_items() -> None:
     item_index, log_weight = torch.tensor([[3, 5]]), torch.tensor([[0.25, 0.75]]).log()
-    shut = mix_scores(SCORES.log_softmax(dim=1), item_index, log_weight, torch.tensor([-60.0]))
-    opened = mix_scores(SCORES.log_softmax(dim=1), item_index, log_weight, torch.tensor([60.0]))
+    shut = choose_again(
+        pure_queries(torch.zeros(len(SCORES), 1)), item_index, log_weight, torch.tensor([-60.0])
+    ).log_probabilities(SCORES)
+    opened = choose_again(
+        pure_queries(torch.zeros(len(SCORES), 1)), item_index, log_weight, torch.tensor([60.0])
+    ).log_probabilities(SCORES)
     torch.testing.assert_close(shut, SCORES.log_softmax(dim=1))
     torch.testing.assert_close(opened.exp(), torch.tensor([[0, 0, 0, 0.25, 0, 0.75]]))
 

@@ -12,6 +12,7 @@ from model.encoder import ClickformerEncoder
 from model.engine import to_tensors
 from model.neighbour_choice import NeighbourChoice, NeighbourTable, make_table
 from model.neighbours import count_together, nearest
+from model.queries import pure_queries
 from tests.model.conftest import NUM_ITEMS
 
 CPU = torch.device("cpu")
@@ -39,6 +40,11 @@ def softmax(num_users: int = 1) -> torch.Tensor:
     return scores.log_softmax(dim=1)
 
 
+def mixed(choice: NeighbourChoice, alone: torch.Tensor, items: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    queries = choice.choose(pure_queries(torch.zeros(len(alone), 1)), items, last)
+    return queries.log_probabilities(alone)
+
+
 def test_rows_are_similarities_scaled_to_one_by_hand() -> None:
     table = make_neighbours()
     found = dict(zip(table.item_index[2].tolist(), table.weight[2].tolist(), strict=True))
@@ -57,7 +63,7 @@ def test_only_the_nearest_are_kept() -> None:
 def test_the_mixture_by_hand_newer_events_counting_more() -> None:
     table, alone = make_neighbours(), softmax()
     items, last = torch.tensor([[3, ALONE, 4, 0]]), torch.tensor([2])
-    found = make_choice().mix(alone, items, last).exp()[0]
+    found = mixed(make_choice(), alone, items, last).exp()[0]
     expected = (1 - SHARE) * alone.exp()[0]
     for item, weight in ((4, 1.0), (3, 0.8**2)):
         for near, share in zip(table.item_index[item], table.weight[item], strict=True):
@@ -70,7 +76,7 @@ def test_the_mixture_by_hand_newer_events_counting_more() -> None:
 def test_who_has_no_neighbours_keeps_the_softmax() -> None:
     alone = softmax(3)
     items = torch.tensor([[ALONE, 1, 0], [0, 0, 0], [3, 0, 0]])
-    found = make_choice().mix(alone, items, torch.tensor([1, 0, 0]))
+    found = mixed(make_choice(), alone, items, torch.tensor([1, 0, 0]))
     torch.testing.assert_close(found[:2], alone[:2])
     assert not torch.allclose(found[2], alone[2])
 
@@ -78,10 +84,10 @@ def test_who_has_no_neighbours_keeps_the_softmax() -> None:
 def test_only_the_newest_events_count() -> None:
     items = torch.full((1, 40), ALONE)
     items[0, 19] = 3
-    found = make_choice().mix(softmax(), items, torch.tensor([39]))
+    found = mixed(make_choice(), softmax(), items, torch.tensor([39]))
     torch.testing.assert_close(found, softmax(), msg="the 21st from the end")
     items[0, 20] = 3
-    assert not torch.allclose(make_choice().mix(softmax(), items, torch.tensor([39])), softmax())
+    assert not torch.allclose(mixed(make_choice(), softmax(), items, torch.tensor([39])), softmax())
 
 
 @pytest.mark.parametrize("fields", [{}, {"repeats": False}, {"attention": "bidirectional"}], ids=str)
@@ -117,4 +123,4 @@ def test_new_items_have_no_neighbours() -> None:
     choice.extend(2)
     alone = softmax()
     wider = torch.cat([alone, alone[:, :2]], dim=1).log_softmax(dim=1)
-    torch.testing.assert_close(choice.mix(wider, torch.tensor([[NUM_ITEMS + 1]]), torch.tensor([0])), wider)
+    torch.testing.assert_close(mixed(choice, wider, torch.tensor([[NUM_ITEMS + 1]]), torch.tensor([0])), wider)

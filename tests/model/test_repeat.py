@@ -2,12 +2,18 @@
 
 import torch
 
-from model.repeat import RepeatChoice, mix_losses, mix_scores
+from model.queries import pure_queries
+from model.repeat import RepeatChoice, choose_again, mix_losses
 
 
 def make_choice(causal: bool) -> RepeatChoice:
     torch.manual_seed(0)
     return RepeatChoice(4, causal=causal)
+
+
+def mixed(scores: torch.Tensor, items: torch.Tensor, log_weight: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    queries = choose_again(pure_queries(torch.zeros(len(scores), 1)), items, log_weight, gate)
+    return queries.log_probabilities(scores)
 
 
 def test_attention_over_allowed_events_sums_to_one_and_sees_no_later_event() -> None:
@@ -24,7 +30,9 @@ def test_the_loss_is_the_negative_score_of_the_target() -> None:
     repeats = make_choice(causal=True)(states, torch.ones(3, 5, dtype=torch.bool))
     catalogue = torch.randn(3, 8)
     catalogue[:, :2] = float("-inf")
-    scores = mix_scores(catalogue.log_softmax(dim=1), items, repeats.log_weight[:, -1], repeats.gate[:, -1])
+    scores = choose_again(
+        pure_queries(torch.zeros(len(catalogue), 1)), items, repeats.log_weight[:, -1], repeats.gate[:, -1]
+    ).log_probabilities(catalogue)
     for target in range(2, 8):
         wanted = torch.full((3, 5), target)
         again = repeats.log_probability(items, wanted)[:, -1]

@@ -15,12 +15,17 @@ from data_io.sequences import Sequences
 from data_io.splits import DAY_US, Cutoffs
 from data_io.store import SequenceStore
 from data_io.vocabulary import Vocabulary, build_vocabulary, write_vocabulary
-from model.checkpoint import save_model
+from model.checkpoint import load_model, save_model
 from model.encoder import ClickformerConfig, ClickformerEncoder
+from model.sharing import pack_model
 from ray_jobs.config import Settings
+from ray_jobs.item_features import with_new_items
 from ray_jobs.item_learning import ItemLearning
 from ray_jobs.learning import StoreIndex
 from ray_jobs.outcome_learning import OutcomeLearning
+from ray_jobs.rules import plan_rules
+from ray_jobs.scorer import ScoreRun
+from ray_jobs.scoring_config import ScoringSettings
 
 SPLIT = Cutoffs(validation=6 * DAY_US, test=8 * DAY_US, end=10 * DAY_US)
 ENCODER = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "sequence_length": 4, "dropout": 0.0}
@@ -95,6 +100,26 @@ def save_encoder(make_settings: MakeSettings) -> SaveEncoder:
         return encoder
 
     return save
+
+
+def make_score_run(
+    store: SequenceStore, url: str, *, tasks: dict[str, str] | None = None, fingerprint: str = "f", **scoring: Any
+) -> ScoreRun:
+    """A run of a scorer in this process."""
+    settings = ScoringSettings.model_validate({"k": 3, "as_of": "last_event"} | scoring)
+    packed = {
+        name: pack_model(with_new_items(load_model(of), store)) for name, of in {"": url, **(tasks or {})}.items()
+    }
+    return ScoreRun(
+        store=store,
+        recommender=packed.pop(""),
+        tasks=packed,
+        writer=BucketWriter(url=f"{store.url}/scores", fingerprint=fingerprint, folder=f"run={fingerprint}/"),
+        scoring=settings,
+        rules=plan_rules(settings, store),
+        popularity=None,
+        model_version="v",
+    )
 
 
 def count_bucket(learning: ItemLearning | OutcomeLearning, sequences: Sequences) -> StoreIndex:

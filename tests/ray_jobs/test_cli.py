@@ -76,7 +76,7 @@ def leaves(section: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
         place = f"{prefix}.{name}"
         if isinstance(value, BaseModel):
             yield from leaves(value, place)
-        else:
+        elif place not in ("scoring.exclude_seen", "scoring.rules"):  # lists of rules, which stand in the file
             yield f"--{place.replace('_', '-')}", str(field.description)
 
 

@@ -27,7 +27,7 @@ from ray_jobs import baseline_passes
 from ray_jobs.baseline_passes import count_history, find_neighbours, why_without_item_knn
 from ray_jobs.bucket_map import map_on_threads, spans_of
 from ray_jobs.config import BASELINES, EvaluationSettings, ItemKnnSettings
-from ray_jobs.scorer import HISTORIES, EvaluationRun, Evaluator
+from ray_jobs.evaluator import HISTORIES, EvaluationRun, Evaluator
 
 NUM_BUCKETS, RECENT_DAYS, LIST_K = 3, 5.0, 10
 KNN = ItemKnnSettings(num_neighbours=4, num_events=3, decay=0.5)

@@ -27,9 +27,9 @@ from model.scoring import iter_batches, rank_items
 from ray_jobs.config import Settings
 from ray_jobs.item_learning import ItemLearning
 from ray_jobs.outcome_learning import OutcomeLearning
-from ray_jobs.scorer import Scorer, ScoreRun
+from ray_jobs.scorer import Scorer
 from ray_jobs.tasks import finetuning, pretraining
-from tests.ray_jobs.conftest import BUY, ENCODER, SPLIT, USERS, MakeSettings, MakeStore, count_bucket
+from tests.ray_jobs.conftest import BUY, ENCODER, SPLIT, USERS, MakeSettings, MakeStore, count_bucket, make_score_run
 
 COLUMNS = {"price": "float", "query": "string", "device": "string"}
 INPUTS = ("action", "gap", "elapsed", "asked_action", "calendar", *COLUMNS)
@@ -139,16 +139,12 @@ def test_the_folder_scores_and_embeds_as_the_network_that_was_trained(
     encoder = publish(learning, settings)
     assert encoder.config.asked_action == BUY
     url = settings.model_url("encoder")
-    run = ScoreRun(
-        store=wide_store, recommender_url=url, task_urls={}, writer=BucketWriter(url="unused", fingerprint="f"), k=3,
-        exclude_seen=False, as_of="last_event", batch_size=3, model_version="f",
-    )  # fmt: skip
-    scorer = Scorer(run)
+    scorer = Scorer(make_score_run(wide_store, url, batch_size=3))
     sequences = scorer.store.read_sequences(0)
     assert list(sequences.columns) == sorted(COLUMNS)
     examples = history_examples(sequences, None, 4)
     ((_, batch),) = iter_batches(sequences, examples, 10)
-    found, (vectors, scores) = scorer.score(sequences), rank_items(encoder, batch)
+    found, (vectors, scores) = scorer.score(0, sequences, np.arange(4)), rank_items(encoder, batch)
     np.testing.assert_allclose(found.embedding, vectors.numpy(), atol=1e-5)
     np.testing.assert_allclose(found.item_score, scores.topk(3).values.numpy(), atol=1e-5)
     # Histories at hand have item, action and time only: the rest is missing.

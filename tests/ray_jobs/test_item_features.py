@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from data_io import storage
-from data_io.buckets import BucketWriter
 from data_io.config import SettingsError
 from data_io.sequences import Sequences
 from data_io.side.features import choose_features, encode_items
@@ -17,9 +16,9 @@ from model.checkpoint import load_model, save_model
 from model.encoder import ClickformerEncoder
 from model.item_features import FeaturedItemTable
 from ray_jobs.item_features import find_features, with_new_items
-from ray_jobs.scorer import Scorer, ScoreRun
+from ray_jobs.scorer import Scorer
 from ray_jobs.tasks import finetuning, pretraining
-from tests.ray_jobs.conftest import ENCODER, SPLIT, MakeSettings, MakeStore, count_bucket
+from tests.ray_jobs.conftest import ENCODER, SPLIT, MakeSettings, MakeStore, count_bucket, make_score_run
 
 ITEMS = pa.table(
     {
@@ -115,19 +114,8 @@ def test_a_task_goes_on_with_the_features_of_its_encoder(
 
 
 def test_items_that_came_up_since_are_scored_and_read(shop: SequenceStore, saved_url: str) -> None:
-    run = ScoreRun(
-        store=shop,
-        recommender_url=saved_url,
-        task_urls={},
-        writer=BucketWriter(url=f"{shop.url}/scores", fingerprint="f"),
-        k=5,
-        exclude_seen=False,
-        as_of="log_end",
-        batch_size=8,
-        model_version="v",
-    )
-    scorer = Scorer(run)
-    known = scorer.score(shop.read_sequences(0))
+    scorer = Scorer(make_score_run(shop, saved_url, k=5, as_of="log_end"))
+    known = scorer.score(0, shop.read_sequences(0), np.arange(shop.num_users))
     assert all(sorted(items) == [2, 3, 4, 5, 6] for items in known.item_index.tolist()), "the new ones among them"
     assert scorer.recommender.vocabulary.size == shop.vocabulary.size
     old = load_model(saved_url).encoder

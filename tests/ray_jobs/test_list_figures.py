@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from data_io.buckets import BucketWriter
+from ray_jobs.evaluator import HISTORIES
 from ray_jobs.list_figures import list_figures
-from ray_jobs.scorer import HISTORIES
 
 TRAINING = np.array([0, 0, 4, 2, 2, 0])
 
