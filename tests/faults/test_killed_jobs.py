@@ -103,6 +103,7 @@ def test_a_killed_build_goes_on_and_equals_the_undisturbed_one(tmp_path: Path, l
     assert not work.exists()
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_scoring_job_goes_on_and_scores_each_user_once(tmp_path: Path, log: str) -> None:
     whole, broken = (make_settings(tmp_path / name, log) for name in ("whole", "broken"))

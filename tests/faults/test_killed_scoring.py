@@ -190,6 +190,10 @@ def test_a_driver_killed_five_times_while_others_read(shop: Path, run_folder: Pa
     assert rows_of(run_folder) == expected, "those before are still there"
 
 
+def fail_on(span: object) -> None:
+    pytest.fail(f"{span} was done again")
+
+
 def die(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
@@ -217,7 +221,7 @@ def test_killed_between_the_last_mark_the_snapshot_and_the_pointer(
 
     with monkeypatch.context() as patch:
         patch.setattr("data_io.storage.write_json", die_at_the_pointer)
-        patch.setattr("ray_jobs.score_users.map_actors", lambda *_: pytest.fail("work was done again") or iter(()))
+        patch.setattr("ray_jobs.score_users.map_actors", lambda _, __, spans, ___: iter(map(fail_on, spans)))
         with pytest.raises(KeyboardInterrupt):
             score_users.run(settings)
     assert len(list((scores / SNAPSHOTS).iterdir())) == 1
