@@ -1,10 +1,11 @@
-# Two commands do everything on a fresh machine: make demo, make test. make test-faults adds the faults that take long.
+# Two commands do everything on a fresh machine: make demo, make test. make test-faults adds the faults that
+# take long, make test-all everything that does.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-synthetic test test-faults lint unit install clean
+.PHONY: demo demo-synthetic test test-faults test-all lint unit install clean
 
 demo: install
 	$(BIN)/clickformer demo
@@ -25,6 +26,9 @@ unit: install
 
 test-faults: install
 	$(BIN)/python -m pytest tests/faults -m ""
+
+test-all: install
+	$(BIN)/python -m pytest -m ""
 
 install: $(INSTALLED)
 

@@ -6,7 +6,7 @@ items that would get a place, and there it is noted which rule kept it out. Inva
 to the smaller item index, because tiles come in the order of the items.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -221,7 +221,7 @@ def _keep_eligible(user: int, begin: int, end: int, state: ScanState, eligibilit
 
 
 @njit(nogil=True, cache=True)
-def _note(kept_out: np.ndarray, rules: np.uint32, score: np.float32) -> None:
+def _note(kept_out: np.ndarray, rules: Any, score: np.float32) -> None:
     """Raise what each of some rules kept out to a score."""
     rule = 0
     while rules:
@@ -271,7 +271,7 @@ def _settle(score: np.ndarray, item: np.ndarray, count: int, k: int) -> np.float
 
 
 @njit(nogil=True, cache=True)
-def _largest(values: np.ndarray, rank: int) -> np.float32:
+def _largest(values: np.ndarray, rank: Any) -> np.float32:
     """What stands at a place of values once they are sorted; they are moved about (Hoare 1961, "Find")."""
     one = np.uint64(1)
     low, high = np.uint64(0), np.uint64(len(values) - 1)

@@ -27,7 +27,7 @@ from data_io.config import (
 from data_io.inputs import check_inputs
 from model.config import EncoderSettings, FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, PretrainSettings
 from model.training_config import TrainingSettings
-from ray_jobs.scoring_config import ScoringSettings
+from ray_jobs.scoring_config import ExportSettings, LookupSettings, ScoringSettings
 from ray_jobs.tracking_config import TrackingSettings
 
 
@@ -36,13 +36,6 @@ class ForgetSettings(SettingsModel):
 
     users: str | None = None
     """File of user ids, local or s3://: one a line, or Parquet with a column user_id."""
-
-
-class LookupSettings(SettingsModel):
-    """Whose scores are shown."""
-
-    user: str | None = None
-    """Id of the user, as it is in the log (a pseudonym where the store has those)."""
 
 
 class PlanSettings(SettingsModel):
@@ -93,7 +86,7 @@ class EvaluationSettings(SettingsModel):
     tasks: list[str] | None = None
     """Outcome tasks that are measured; None: all that are trained."""
     batch_size: int = Field(default=256, ge=1)
-    """Users ranked at a time; memory is batch_size times the catalogue times some 24 bytes in each actor."""
+    """Users ranked at a time, fewer over a large catalogue."""
     num_resamples: int = Field(default=1_000, ge=10)
     """Bootstrap resamples behind each 95 % interval."""
     recent_days: float = Field(default=7.0, gt=0)
@@ -138,6 +131,8 @@ class Settings(SettingsModel):
     """The sequence store."""
     lookup: LookupSettings = LookupSettings()
     """For clickformer lookup: the user."""
+    export: ExportSettings = ExportSettings()
+    """Where scores are brought."""
     forget: ForgetSettings = ForgetSettings()
     """Users to erase."""
     split: SplitSettings = TimeSplit()
@@ -240,6 +235,7 @@ JOB_SECTIONS: dict[str, tuple[str, ...]] = {
     "pretrain": (*_MODEL_SECTIONS, "tracking", "encoder", "pretrain"),
     "finetune": (*_MODEL_SECTIONS, "tracking", "finetune"),
     "score_users": ("run_dir", "scoring", "cluster"),
+    "export": ("run_dir", "export", "cluster"),
     "lookup": ("run_dir", "lookup"),
     "rollback": ("run_dir",),
     "evaluate": (*_MODEL_SECTIONS, "evaluation"),

@@ -29,6 +29,8 @@ from model.topk import exclude_items, target_ranks, top_k
 from ray_jobs.loading import find_device, known_to, load_for, outcome_model, with_inputs
 
 RANKER, NUM_LISTED = "ranker", "num_listed"
+_SCORES_AT_ONCE = 1 << 25
+"""So that memory does not grow with the catalogue: scores are 8 bytes, and ranking them takes about as much again."""
 HISTORIES = "(histories)"
 """Stands where a ranker's name does, for items of the histories themselves; no model can be called so."""
 
@@ -93,8 +95,9 @@ class Evaluator:
         names, size = (*self.models, *self.baselines.names), len(self.groups)
         ranks = {name: [np.zeros(0, np.int64)] for name in names}
         listed = {name: np.zeros(size, np.int64) for name in (*names, HISTORIES)}
-        for first in range(0, len(examples), self.run.batch_size):
-            part = examples.take(np.arange(first, min(first + self.run.batch_size, len(examples))))
+        at_once = min(self.run.batch_size, max(_SCORES_AT_ONCE // size, 1))
+        for first in range(0, len(examples), at_once):
+            part = examples.take(np.arange(first, min(first + at_once, len(examples))))
             seen = seen_pairs(sequences, part)
             listed[HISTORIES] += np.bincount(seen[1], minlength=size)
             for name, scores in self._all_scores(sequences, part, seen):

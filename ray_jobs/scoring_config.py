@@ -148,3 +148,21 @@ class ScoringSettings(SettingsModel):
         """Names of all rules, in the order of their bits."""
         named = [rule.name for rule in self.rules] + [rule.name for rule in self.exclude_seen]
         return named + ([f"cap:{self.cap.column}"] if self.cap.column else [])
+
+
+class LookupSettings(SettingsModel):
+    """Whose scores are shown."""
+
+    user: str | None = None
+    """Id of the user, as it is in the log (a pseudonym where the store has those)."""
+
+
+class ExportSettings(SettingsModel):
+    """Where published scores are brought."""
+
+    to: Literal["long", "lance", "delta", "iceberg"] = "long"
+    """long: Parquet with a row for each user and item, for loaders of key-value stores; else a table of that format."""
+    url: str | None = None
+    """Folder of the table, of iceberg its name in the catalogue; None: RUN_DIR/scores_long for the long form."""
+    catalog: dict[str, str] = Field(default={})
+    """Properties of the Iceberg catalogue, as pyiceberg takes them."""

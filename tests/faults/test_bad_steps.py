@@ -138,6 +138,7 @@ def all_saved_are_finite(work: Path) -> bool:
     return all(tensor.isfinite().all() for file in files for tensor in load_file(file).values())
 
 
+@pytest.mark.faults
 def test_a_few_absurd_steps_are_skipped_counted_and_got_over(
     run: TrainRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

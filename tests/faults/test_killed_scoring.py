@@ -1,7 +1,10 @@
 """Scoring that is killed (T3, T26, T30, T31): every user is scored once, and readers never see a part."""
 
+import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,7 +13,6 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
-import torch
 
 from data_io import storage
 from data_io.buckets import WORK, iter_buckets
@@ -18,14 +20,11 @@ from data_io.config import SyntheticSettings
 from data_io.lease import OutputLockedError, write_lease
 from data_io.snapshots import MANIFEST_NAME, SNAPSHOTS, read_manifest
 from data_io.synthetic import generate_events
-from model.checkpoint import save_model
-from model.encoder import ClickformerConfig, ClickformerEncoder
 from ray_jobs import build_sequences, rollback, score_users
-from ray_jobs.config import Settings
 from ray_jobs.score_users import PublishRefusedError
+from tests.faults.scoring_shop import NUM_BUCKETS, NUM_USERS, make_settings, marks_of, publish_encoder
 from tests.faults.test_killed_jobs import kill_when
 
-NUM_USERS, NUM_BUCKETS = 400, 24
 Rows = list[dict[str, Any]]
 
 
@@ -38,27 +37,6 @@ def shop(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = build_sequences.run(make_settings(folder))
     publish_encoder(folder, store.vocabulary, seed=0)
     return folder
-
-
-def publish_encoder(folder: Path, vocabulary: Any, seed: int) -> None:
-    torch.manual_seed(seed)
-    settings = make_settings(folder)
-    shape: dict[str, Any] = settings.encoder.model_dump(exclude={"inputs"})
-    shape |= {"vocabulary_size": vocabulary.size, "num_actions": 10}
-    model = ClickformerEncoder(ClickformerConfig(**shape))
-    save_model(model, vocabulary, settings.model_url("encoder"), {"kind": "next_item", "fingerprint": f"of {seed}"})
-
-
-def make_settings(folder: Path, **scoring: Any) -> Settings:
-    return Settings.model_validate(
-        {
-            "run_dir": str(folder),
-            "events": {"path": str(folder / "log")},
-            "store": {"num_buckets": NUM_BUCKETS},
-            "encoder": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "sequence_length": 16, "dropout": 0.0},
-            "scoring": {"k": 5, "batch_size": 4, "exclude_seen": [{}]} | scoring,
-        }
-    )
 
 
 @pytest.fixture
@@ -81,10 +59,6 @@ def expected(shop: Path) -> Rows:
     users = [row["user_id"] for row in rows]
     assert len(users) == len(set(users)) == NUM_USERS
     return rows
-
-
-def marks_of(folder: Path) -> list[Path]:
-    return list((folder / "scores" / WORK).glob("*/buckets/*.json"))
 
 
 def check_whole(folder: Path, expected: Rows) -> None:
@@ -188,6 +162,16 @@ def test_a_driver_killed_five_times_while_others_read(shop: Path, run_folder: Pa
     assert [row["user_id"] for row in rows] == [row["user_id"] for row in expected]
     rollback.run(settings)
     assert rows_of(run_folder) == expected, "those before are still there"
+
+
+@pytest.mark.faults
+def test_a_node_that_is_lost_costs_nobody_the_scores(run_folder: Path, expected: Rows) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "tests.faults.lost_scoring_node", str(run_folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4_000:]
+    assert int((run_folder / "lost").read_text()) < NUM_BUCKETS, "in the middle"
+    check_whole(run_folder, expected)
 
 
 def fail_on(span: object) -> None:

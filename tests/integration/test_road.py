@@ -156,7 +156,6 @@ def test_road_on_local_disk(tmp_path: Path, events: pa.Table, capfd: pytest.Capt
     report = finish(settings, NUM_USERS)
     assert {"encoder", "popularity", "own_history"} <= set(report["next_item"]["rankers"])
     assert 0 <= report["outcomes"]["active_5d"]["auc"]["value"] <= 1
-    check_rivals(settings, str(tmp_path / "other/encoder"))
     quality = json.loads((tmp_path / "run/store/quality_report.json").read_text())
     assert quality["num_rows"] == events.num_rows
 
@@ -172,6 +171,16 @@ def test_road_on_local_disk(tmp_path: Path, events: pa.Table, capfd: pytest.Capt
     assert capfd.readouterr().out.count("already") == 4
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.parquet")}
     check_forgotten(settings, sorted(seen)[:2], NUM_USERS - 2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_another_encoder_and_a_rival_of_another_run(tmp_path: Path, events: pa.Table) -> None:
+    write_log(str(tmp_path / "log"), events)
+    settings = make_settings(str(tmp_path / "run"), events={"path": str(tmp_path / "log")})
+    build_sequences.run(settings)
+    pretrain.run(settings)
+    check_rivals(settings, str(tmp_path / "other/encoder"))
 
 
 @pytest.mark.usefixtures("ray_cluster")
