@@ -254,7 +254,7 @@ def _sum_exponentials(scores: np.ndarray, top: np.ndarray, sums: np.ndarray) -> 
 
 
 @njit(nogil=True, cache=True)
-def _settle(score: np.ndarray, item: np.ndarray, count: int, k: int) -> np.float32:
+def _settle(score: np.ndarray, item: np.ndarray, count: int, k: int) -> Any:
     """Keep the K best of the first `count` entries, of equal ones the earlier, in their order; returns the K-th."""
     worst = _largest(score[:count].copy(), np.uint64(count - k))
     room = np.int64(k)
@@ -271,7 +271,7 @@ def _settle(score: np.ndarray, item: np.ndarray, count: int, k: int) -> np.float
 
 
 @njit(nogil=True, cache=True)
-def _largest(values: np.ndarray, rank: Any) -> np.float32:
+def _largest(values: np.ndarray, rank: Any) -> Any:
     """What stands at a place of values once they are sorted; they are moved about (Hoare 1961, "Find")."""
     one = np.uint64(1)
     low, high = np.uint64(0), np.uint64(len(values) - 1)
