@@ -71,17 +71,35 @@ def unite(first: Pairs, second: Pairs) -> Pairs:
     return make_pairs(*(np.concatenate(column) for column in zip(first, second, strict=True)))
 
 
-def pairs_of(pairs: Pairs, begin: int, end: int) -> Pairs:
-    """Those of users begin to end, their rows counted from there."""
-    first, last = np.searchsorted(pairs.row, [begin, end])
-    return Pairs(pairs.row[first:last] - begin, pairs.item[first:last], pairs.rules[first:last])
+class Personal(NamedTuple):
+    """What is for each of B users."""
+
+    class_of: np.ndarray
+    """[B] int64, the class of users for `ItemRules`."""
+    pairs: Pairs
+    full: np.ndarray
+    """[B, G] True where a list has as many items of a group as it may; G = 0: nowhere."""
+
+    def part(self, begin: int, end: int) -> "Personal":
+        """Users begin to end, their rows counted from there."""
+        pairs = self.pairs
+        first, last = np.searchsorted(pairs.row, [begin, end])
+        own = Pairs(pairs.row[first:last] - begin, pairs.item[first:last], pairs.rules[first:last])
+        return Personal(self.class_of[begin:end], own, self.full[begin:end])
+
+    def take(self, rows: np.ndarray) -> "Personal":
+        """Some of the users, ascending, their rows counted among these."""
+        pairs = self.pairs
+        place = np.searchsorted(rows, pairs.row).clip(max=max(len(rows) - 1, 0))
+        kept = rows[place] == pairs.row
+        own = Pairs(place[kept], pairs.item[kept], pairs.rules[kept])
+        return Personal(self.class_of[rows], own, self.full[rows])
 
 
-def take_pairs(pairs: Pairs, rows: np.ndarray) -> Pairs:
-    """Those of some users, ascending, their rows counted among these."""
-    place = np.searchsorted(rows, pairs.row).clip(max=len(rows) - 1)
-    kept = rows[place] == pairs.row
-    return Pairs(place[kept], pairs.item[kept], pairs.rules[kept])
+def make_personal(num_users: int, class_of: np.ndarray | None = None, pairs: Pairs = NO_PAIRS) -> Personal:
+    """What is for users whose lists are empty; of one class where none is given."""
+    kinds = np.zeros(num_users, np.int64) if class_of is None else class_of.astype(np.int64)
+    return Personal(kinds, pairs, np.zeros((num_users, 0), bool))
 
 
 def find_rules(pairs: Pairs, row: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

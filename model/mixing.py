@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.eligibility import ItemRules, Pairs, Scanned, find_rules, make_pairs, unite
+from model.eligibility import ItemRules, Personal, Scanned, find_rules, make_pairs, unite
 from model.queries import Queries
 
 
@@ -19,25 +19,29 @@ class Choices:
     Args:
         queries: of the users.
         items: [V, D] vectors of items.
-        kinds: [B] class of each user for the rules.
-        pairs: items that are not for a user.
+        personal: what is for each user.
         rules: of the items.
     """
 
-    def __init__(self, queries: Queries, items: Tensor, kinds: np.ndarray, pairs: Pairs, rules: ItemRules) -> None:
-        self.queries, self.items, self.kinds, self.rules = queries, items, kinds, rules
+    def __init__(self, queries: Queries, items: Tensor, personal: Personal, rules: ItemRules) -> None:
+        self.queries, self.items, self.rules = queries, items, rules
+        self.kinds = personal.class_of
         self.log_share = queries.log_share.double().cpu().numpy()
         row, item = queries.row.cpu().numpy(), queries.item_index.cpu().numpy()
         keys, places = np.unique(row * len(items) + item, return_inverse=True)
         self.row, self.item = keys // len(items), keys % len(items)
         self.probability = np.bincount(places, weights=queries.probability.double().cpu().numpy(), minlength=len(keys))
-        out, self.kept_out_by = find_rules(pairs, self.row, self.item)
+        out, self.kept_out_by = find_rules(personal.pairs, self.row, self.item)
         if len(rules.denied):
-            denied = rules.denied[kinds[self.row], self.item]
+            denied = rules.denied[self.kinds[self.row], self.item]
             out, self.kept_out_by = out | (denied > 0), self.kept_out_by | denied
+        if personal.full.shape[1]:
+            group = rules.group[self.item]
+            out = out | ((group >= 0) & personal.full[self.row, group])
         self.eligible = ~out
         own = make_pairs(self.row, self.item, np.zeros(len(keys), np.uint32))
-        self.left_out = unite(pairs, own) if len(keys) else pairs
+        self.others = personal._replace(pairs=unite(personal.pairs, own)) if len(keys) else personal
+        """What is left to the scan."""
 
     def among(self, scanned: Scanned) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Items [B, L] and log-probabilities [B, L] of the best, best first; and the best [B, R] each rule kept out."""

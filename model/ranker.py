@@ -16,19 +16,27 @@ import torch
 from torch import Tensor
 
 from data_io.schema import FIRST_INDEX
-from model.eligibility import NO_PAIRS, NO_RULES, ItemRules, Pairs, Scanned, concatenate_scanned, pairs_of, take_pairs
+from model.eligibility import (
+    NO_RULES,
+    ItemRules,
+    Personal,
+    Scanned,
+    concatenate_scanned,
+    make_pairs,
+    make_personal,
+    unite,
+)
 from model.mixing import Choices
 from model.queries import Queries
 from model.row_scan import scan_on_gpu
-from model.scan import scan_on_cpu, take_capped
+from model.scan import scan_on_cpu
+from model.scan_kernels import take_capped
 
 Shape = TypeVar("Shape")
 _TILES = ((256, 1024), (512, 1024), (256, 2048), (512, 2048), (512, 4096))
 _GROUPS = (16, 32, 64, 128)
 _TUNED_ON = 1 << 15
 """Items, at most, that a shape of the scan is tried on."""
-_LONGER = 4
-"""How much longer a list is made where a cap on groups left fewer than K of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,61 +72,88 @@ class Ranker:
         """Items of the catalogue without padding and unknown."""
         return len(self.items) - FIRST_INDEX
 
-    def rank(self, queries: Queries, k: int, class_of: np.ndarray | None = None, pairs: Pairs = NO_PAIRS) -> Ranking:
+    def rank(self, queries: Queries, k: int, personal: Personal | None = None) -> Ranking:
         """The K best items of each user.
 
         Args:
             queries: of B users, on the device of the items.
             k: K.
-            class_of: [B] class of each user for the rules; None: there is just one.
-            pairs: items that are not for a user.
+            personal: what is for each user; None: everything.
         """
         num_users = len(queries.users)
-        kinds = np.zeros(num_users, np.int64) if class_of is None else class_of.astype(np.int64)
         ranking = Ranking(
             item=np.zeros((num_users, k), np.int32),
             score=np.full((num_users, k), -np.inf, np.float32),
             acted=np.zeros(num_users, np.uint32),
         )
-        waiting, length = np.arange(num_users), min(k, self.num_ranked)
-        while length and len(waiting):
+        if not num_users or self.num_ranked <= 0:
+            return ranking
+        personal = make_personal(num_users) if personal is None else personal
+        kept_out = np.full((num_users, self.rules.num_rules), -np.inf, np.float32)
+        waiting = np.arange(num_users)
+        while len(waiting):
             every = len(waiting) == num_users
-            parts = (queries, pairs) if every else (queries.take(waiting), take_pairs(pairs, waiting))
-            found, ended = self._rank(*parts, k, length, kinds[waiting])
-            ranking.item[waiting], ranking.score[waiting] = found.item, found.score
-            ranking.acted[waiting] = found.acted
-            waiting = waiting[np.isneginf(found.score[:, -1]) & ~ended]
-            length = min(length * _LONGER, self.num_ranked)
+            part = (queries, personal) if every else (queries.take(waiting), personal.take(waiting))
+            waiting = self._extend(ranking, kept_out, waiting, self._best(*part, k))
+            if len(waiting):
+                personal = self._without_listed(personal, ranking, waiting)
+        self._note_rules(ranking, kept_out, personal.class_of)
         return ranking
 
-    def _rank(
-        self, queries: Queries, pairs: Pairs, k: int, length: int, kinds: np.ndarray
-    ) -> tuple[Ranking, np.ndarray]:
-        """Lists cut from the `length` best items, and [B] where there are no more items than those."""
-        choices = Choices(queries, self.items, kinds, pairs, self.rules)
-        scanned = self._scan(queries.users.float(), length, kinds, choices.left_out)
-        ended = np.isneginf(scanned.score[:, -1]) | (length >= self.num_ranked)
-        item, score, kept_out = choices.among(scanned)
-        capped = np.zeros(len(kinds), bool)
-        if len(self.rules.group):
-            capped = take_capped(item, score, self.rules.group, self.rules.most_of_group, k)
-        item, score = _of_width(item, k, 0), _of_width(score, k, -np.inf)
-        bits = np.uint32(1) << np.arange(self.rules.num_rules, dtype=np.uint32)
-        acted = np.where(kept_out > score[:, -1:], bits, np.uint32(0)).sum(axis=1, dtype=np.uint32)
-        acted |= np.where(capped, np.uint32(1 << self.rules.cap), np.uint32(0))
-        if len(self.rules.boosted_by):
-            acted |= np.bitwise_or.reduce(self.rules.boosted_by[kinds[:, None], item], axis=1)
-        return Ranking(item, score, acted), ended
+    def _best(self, queries: Queries, personal: Personal, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Items [B, L] and scores [B, L] of the best, best first, and the best [B, R] that each rule kept out."""
+        choices = Choices(queries, self.items, personal, self.rules)
+        return choices.among(self._scan(queries.users.float(), min(k, self.num_ranked), choices.others))
 
-    def _scan(self, users: Tensor, length: int, kinds: np.ndarray, left_out: Pairs) -> Scanned:
+    def _extend(
+        self,
+        ranking: Ranking,
+        kept_out: np.ndarray,
+        rows: np.ndarray,
+        found: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> np.ndarray:
+        """Put what was found behind the lists of some users; returns those whom only the cap keeps from more."""
+        k = ranking.item.shape[1]
+        item = np.concatenate([ranking.item[rows], found[0]], axis=1)
+        score = np.concatenate([ranking.score[rows], found[1]], axis=1)
+        order = np.argsort(np.isneginf(score), axis=1, kind="stable")  # places that are not taken go to the end
+        item, score = np.take_along_axis(item, order, 1), np.take_along_axis(score, order, 1)
+        kept_out[rows] = np.maximum(kept_out[rows], found[2])
+        if not len(self.rules.group):
+            ranking.item[rows], ranking.score[rows] = item[:, :k], score[:, :k]
+            return rows[:0]
+        capped = take_capped(item, score, self.rules.group, self.rules.most_of_group, k)
+        ranking.item[rows], ranking.score[rows] = item[:, :k], score[:, :k]
+        ranking.acted[rows] |= np.where(capped, np.uint32(1 << self.rules.cap), np.uint32(0))
+        ended = np.isneginf(found[1][:, -1])
+        return rows[np.isneginf(score[:, k - 1]) & ~ended]
+
+    def _without_listed(self, personal: Personal, ranking: Ranking, rows: np.ndarray) -> Personal:
+        """What is left for users whose lists are too short: no item that is listed, no group of which they are full."""
+        group, most = self.rules.group, self.rules.most_of_group
+        row, place = np.isfinite(ranking.score[rows]).nonzero()
+        row, item = rows[row], ranking.item[rows[row], place]
+        full = np.zeros((len(personal.class_of), max(int(group.max()), 0) + 1), np.int64)
+        has_group = group[item] >= 0
+        np.add.at(full, (row[has_group], group[item[has_group]]), 1)
+        listed = make_pairs(row, item, np.zeros(len(row), np.uint32))
+        return Personal(personal.class_of, unite(personal.pairs, listed), full >= most)
+
+    def _note_rules(self, ranking: Ranking, kept_out: np.ndarray, kinds: np.ndarray) -> None:
+        bits = np.uint32(1) << np.arange(self.rules.num_rules, dtype=np.uint32)
+        acted = ranking.acted
+        acted |= np.where(kept_out > ranking.score[:, -1:], bits, np.uint32(0)).sum(axis=1, dtype=np.uint32)
+        if len(self.rules.boosted_by):
+            acted |= np.bitwise_or.reduce(self.rules.boosted_by[kinds[:, None], ranking.item], axis=1)
+
+    def _scan(self, users: Tensor, length: int, personal: Personal) -> Scanned:
         if users.is_cuda:
             self._group = self._group or self._quickest_group(users, length)
-            return scan_on_gpu(users, self.items, length, kinds, left_out, self.rules, self._group)
+            return scan_on_gpu(users, self.items, length, personal, self.rules, self._group)
         tile = self._tile = self._tile or self._quickest_tile(users, length)
 
         def scan(begin: int, end: int) -> Scanned:
-            own = pairs_of(left_out, begin, end)
-            return scan_on_cpu(users[begin:end], self.items, length, kinds[begin:end], own, self.rules, tile)
+            return scan_on_cpu(users[begin:end], self.items, length, personal.part(begin, end), self.rules, tile)
 
         bounds = np.linspace(0, len(users), min(self.num_threads, len(users)) + 1).astype(int)
         if len(bounds) == 2:
@@ -129,14 +164,12 @@ class Ranker:
     def _quickest_tile(self, users: Tensor, length: int) -> tuple[int, int]:
         """Users and items of a tile: the quickest on this machine for vectors of this size."""
         users, items = users[: _TILES[-1][0]], self.items[:_TUNED_ON]
-        kinds, k = np.zeros(len(users), np.int64), min(length, len(items) - FIRST_INDEX)
-        return _quickest(_TILES, lambda tile: scan_on_cpu(users, items, k, kinds, NO_PAIRS, NO_RULES, tile))
+        everything, k = make_personal(len(users)), min(length, len(items) - FIRST_INDEX)
+        return _quickest(_TILES, lambda tile: scan_on_cpu(users, items, k, everything, NO_RULES, tile))
 
     def _quickest_group(self, users: Tensor, length: int) -> int:
-        kinds = np.zeros(len(users), np.int64)
-        return _quickest(
-            _GROUPS, lambda group: scan_on_gpu(users, self.items, length, kinds, NO_PAIRS, NO_RULES, group)
-        )
+        everything = make_personal(len(users))
+        return _quickest(_GROUPS, lambda group: scan_on_gpu(users, self.items, length, everything, NO_RULES, group))
 
 
 def _quickest(shapes: Iterable[Shape], work: Callable[[Shape], object]) -> Shape:
@@ -147,9 +180,3 @@ def _quickest(shapes: Iterable[Shape], work: Callable[[Shape], object]) -> Shape
         work(shape)
         times[shape] = time.perf_counter() - begin
     return min(times, key=lambda shape: times[shape])
-
-
-def _of_width(values: np.ndarray, width: int, filling: float) -> np.ndarray:
-    """[B, width] the first values of each row, filled up."""
-    kept = values[:, :width]
-    return np.pad(kept, ((0, 0), (0, width - kept.shape[1])), constant_values=filling)

@@ -9,33 +9,28 @@ import torch
 from torch import Tensor
 
 from data_io.schema import FIRST_INDEX
-from model.eligibility import ItemRules, Pairs, Scanned, concatenate_scanned, pairs_of
+from model.eligibility import ItemRules, Personal, Scanned, concatenate_scanned
 from model.topk import top_k
 
 ROWS_BYTES = 2**31
 """Scores in memory at once; masks take about as much again."""
 
 
-def scan_on_gpu(
-    users: Tensor, items: Tensor, k: int, class_of: np.ndarray, pairs: Pairs, rules: ItemRules, group: int
-) -> Scanned:
+def scan_on_gpu(users: Tensor, items: Tensor, k: int, personal: Personal, rules: ItemRules, group: int) -> Scanned:
     """The K best eligible items of each user; arguments as of `scan_on_cpu`, and the items of a group."""
     most = max(ROWS_BYTES // (4 * len(items)), 1)
     parts = []
     for first in range(0, len(users), most):
         last = min(first + most, len(users))
-        own = pairs_of(pairs, first, last)
-        parts.append(_scan_rows(users[first:last], items, k, class_of[first:last], own, rules, group))
+        parts.append(_scan_rows(users[first:last], items, k, personal.part(first, last), rules, group))
     return concatenate_scanned(parts)
 
 
-def _scan_rows(
-    users: Tensor, items: Tensor, k: int, class_of: np.ndarray, pairs: Pairs, rules: ItemRules, group: int
-) -> Scanned:
+def _scan_rows(users: Tensor, items: Tensor, k: int, personal: Personal, rules: ItemRules, group: int) -> Scanned:
     scores = users @ items.T
     scores[:, :FIRST_INDEX] = -torch.inf
     normaliser = scores.logsumexp(dim=1)
-    kinds = _on(users, class_of)
+    kinds, pairs = _on(users, personal.class_of), personal.pairs
     if len(rules.boost):
         scores += _on(users, rules.boost)[kinds]
     kept_out = scores.new_full((len(users), rules.num_rules), -torch.inf)
@@ -51,6 +46,10 @@ def _scan_rows(
         scores[row, item.long()] = -torch.inf
     if denied is not None:
         scores.masked_fill_(denied.ne(0), -torch.inf)
+    if personal.full.shape[1]:
+        nowhere = np.zeros((len(users), 1), bool)  # items without a group look up the last column
+        full = _on(users, np.concatenate([personal.full, nowhere], axis=1))
+        scores.masked_fill_(full[:, _on(users, rules.group).long()], -torch.inf)
     score, index = two_stage_top_k(scores, k, group)
     by_index = index.masked_fill(score.isneginf(), scores.shape[1]).argsort(dim=1)
     score, index = score.gather(1, by_index), index.gather(1, by_index)

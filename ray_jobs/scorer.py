@@ -24,6 +24,7 @@ from data_io.scores import FROM_MODEL, ITEM_IDS, SCORES, UserScores, put_togethe
 from data_io.sequences import Sequences
 from data_io.snapshots import bucket_files
 from data_io.store import SequenceStore
+from model.eligibility import make_personal
 from model.encoder import ClickformerEncoder
 from model.queries import Queries, concatenate
 from model.ranker import Ranker, Ranking
@@ -191,7 +192,8 @@ class Scorer:
         queries = self.encode(self.recommender.encoder, sequences, examples)
         pairs = self.rules.seen_pairs(sequences, examples)
         own = kinds[first : first + len(examples)]
-        return self.ranker.rank(queries, self.run.scoring.k, own, pairs), queries.users.float().cpu().numpy()
+        ranking = self.ranker.rank(queries, self.run.scoring.k, make_personal(len(examples), own, pairs))
+        return ranking, queries.users.float().cpu().numpy()
 
     def encode(self, encoder: ClickformerEncoder, sequences: Sequences, examples: Examples) -> Queries:
         """What users ask of the catalogue."""
@@ -215,7 +217,8 @@ class Scorer:
         assert self.popularity is not None
         self.popular.rules = self.ranker.rules
         pairs = self.rules.seen_pairs(sequences, examples)
-        found = self.popular.rank(self.popularity.queries(segment), self.run.scoring.k, kinds, pairs)
+        personal = make_personal(len(examples), kinds, pairs)
+        found = self.popular.rank(self.popularity.queries(segment), self.run.scoring.k, personal)
         ranking.item[places], ranking.score[places] = found.item, found.score
         ranking.acted[places] = found.acted
 

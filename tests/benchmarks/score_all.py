@@ -28,6 +28,7 @@ from data_io.snapshots import read_manifest
 from data_io.storage import write_parquet
 from data_io.store import SequenceStore
 from model.checkpoint import load_model, save_model
+from model.eligibility import make_personal
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.sharing import pack_model
 from ray_jobs import append, build_sequences
@@ -122,7 +123,7 @@ def pipeline(settings: Settings, store: SequenceStore, num_users: int) -> dict[s
         began = time.perf_counter()
         queries = scorer.encode(encoder, sequences, examples)
         encoded = time.perf_counter()
-        scorer.ranker.rank(queries, SCORING.k, None, pairs)
+        scorer.ranker.rank(queries, SCORING.k, make_personal(len(examples), pairs=pairs))
         encoding, ranking = encoding + encoded - began, ranking + time.perf_counter() - encoded
     scorer = Scorer(make_run(settings, store, "whole"))
     began = time.perf_counter()

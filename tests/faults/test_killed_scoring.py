@@ -224,6 +224,7 @@ def test_a_second_run_is_refused_while_one_is_at_work(run_folder: Path) -> None:
     assert not list((run_folder / "scores").rglob("*.parquet"))
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_gate_keeps_readers_at_what_was_published_and_rollback_goes_back(shop: Path, run_folder: Path) -> None:
     score_users.run(make_settings(run_folder))

@@ -148,6 +148,7 @@ def seen_items(settings: Settings) -> dict[str, set[str]]:
     return {user: {item for item in found if item is not None} for user, found in items.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_road_on_local_disk(tmp_path: Path, events: pa.Table, capfd: pytest.CaptureFixture[str]) -> None:
     write_log(str(tmp_path / "log"), events)

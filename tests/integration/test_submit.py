@@ -74,6 +74,7 @@ def wait_until_jobs_are_taken(environment: dict[str, str]) -> None:
         assert time.monotonic() < deadline, "no cluster that takes jobs within 90 s"
 
 
+@pytest.mark.slow
 def test_jobs_submitted_to_a_running_cluster_read_and_write_s3(
     submit_environment: dict[str, str], tmp_path: Path
 ) -> None:

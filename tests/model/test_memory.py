@@ -81,6 +81,7 @@ def found() -> dict[str, tuple[int, int]]:
     return run_workers(work, WORLD_SIZE)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_predicted_memory_is_within_15_percent_of_measured(found: dict[str, tuple[int, int]], case: str) -> None:
     predicted, measured = found[case]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_io.schema import FIRST_INDEX
-from model.eligibility import NO_PAIRS, NO_RULES, ItemRules, Pairs, make_pairs
+from model.eligibility import NO_RULES, ItemRules, Pairs, Personal, make_pairs, make_personal
 from model.queries import Queries, pure_queries, with_choices
 from model.ranker import Ranker, Ranking
 from model.row_scan import scan_on_gpu, two_stage_top_k
@@ -104,7 +104,7 @@ def test_a_list_is_what_a_naive_filter_over_the_ranked_catalogue_leaves(
         chosen = torch.from_numpy(rng.integers(FIRST_INDEX, num_items, (5, 6)))
         weight = torch.from_numpy(rng.random((5, 6)).astype(np.float32)) * 0.1
         queries = with_choices(queries, torch.log1p(-weight.sum(dim=1)), chosen, weight)
-    found = Ranker(items, rules, num_threads).rank(queries, k, kinds, pairs)
+    found = Ranker(items, rules, num_threads).rank(queries, k, make_personal(5, kinds, pairs))
     expected = naive(queries, items, k, kinds, pairs, rules)
     np.testing.assert_allclose(found.score, expected.score, atol=2e-5)
     different = found.item != expected.item
@@ -124,10 +124,9 @@ def test_all_scans_equal_sorting_everything(k: int, span: int) -> None:
     expected = scores.sort(dim=1, descending=True, stable=True)
     k = min(k, len(items) - FIRST_INDEX)
     expected_items = expected.indices[:, :k].sort(dim=1).values
-    kinds = np.zeros(9, np.int64)
     for scanned in (
-        scan_on_cpu(users, items, k, kinds, NO_PAIRS, NO_RULES, (4, 1024)),
-        scan_on_gpu(users, items, k, kinds, NO_PAIRS, NO_RULES, 16),
+        scan_on_cpu(users, items, k, make_personal(9), NO_RULES, (4, 1024)),
+        scan_on_gpu(users, items, k, make_personal(9), NO_RULES, 16),
     ):
         np.testing.assert_array_equal(scanned.item, expected_items)
         np.testing.assert_array_equal(scanned.score, scores.gather(1, expected_items))
@@ -136,17 +135,23 @@ def test_all_scans_equal_sorting_everything(k: int, span: int) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    seed=st.integers(0, 10_000), num_items=st.integers(3, 200), k=st.integers(1, 20), share=st.sampled_from([0, 0.5])
+    seed=st.integers(0, 10_000),
+    num_items=st.integers(3, 200),
+    k=st.integers(1, 20),
+    share=st.sampled_from([0, 0.5]),
+    most=st.sampled_from([0, 2]),
 )
-def test_both_scans_find_the_same(seed: int, num_items: int, k: int, share: float) -> None:
+def test_both_scans_find_the_same(seed: int, num_items: int, k: int, share: float, most: int) -> None:
     rng = np.random.default_rng(seed)
     items, users = whole_numbers(rng, num_items, 4), whole_numbers(rng, 6, 4)
-    rules, kinds = make_rules(rng, num_items, 2, share, 0), rng.integers(0, 2, 6)
+    rules, kinds = make_rules(rng, num_items, 2, share, most), rng.integers(0, 2, 6)
     row, item = rng.integers(0, 6, 20), rng.integers(FIRST_INDEX, num_items, 20)
     pairs = make_pairs(row, item, rng.integers(0, 3, 20).astype(np.uint32))
     k = min(k, num_items - FIRST_INDEX)
-    here = scan_on_cpu(users, items, k, kinds, pairs, rules, (4, 1024))
-    there = scan_on_gpu(users, items, k, kinds, pairs, rules, 16)
+    full = rng.random((6, 4)) < 0.3 if most else np.zeros((6, 0), bool)
+    personal = Personal(kinds, pairs, full)
+    here = scan_on_cpu(users, items, k, personal, rules, (4, 1024))
+    there = scan_on_gpu(users, items, k, personal, rules, 16)
     np.testing.assert_array_equal(here.item, there.item)
     np.testing.assert_array_equal(here.score, there.score)
     beats = np.isneginf(here.score[:, -1:]) | (there.kept_out > here.score.min(axis=1, keepdims=True))
