@@ -51,7 +51,8 @@ def take_node_away(cluster: Cluster, node: object, run: TrainRun, ledger: Path, 
     while not list(ledger.glob("*-002.json")):
         time.sleep(0.05)
     node_id = node.node_id  # pyright: ignore
-    command = ["ray", "drain-node", "--address", cluster.address, "--node-id", node_id]
+    command = [str(Path(sys.executable).with_name("ray")), "drain-node"]
+    command += ["--address", cluster.address, "--node-id", node_id]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
     announced = time.monotonic()
     told = subprocess.run([*command, "--deadline-remaining-seconds", str(DEADLINE_S)], capture_output=True, text=True)
