@@ -68,8 +68,12 @@ def _info(url: str) -> fs.FileInfo:
 
 def _infos(url: str, *, recursive: bool = False) -> list[fs.FileInfo]:
     filesystem, path = locate(url)
+    selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
     with explained(url):
-        return filesystem.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+        try:
+            return filesystem.get_file_info(selector)
+        except FileNotFoundError:  # a folder made, or removed, while Arrow looked
+            return filesystem.get_file_info(selector)
 
 
 def list_files(url: str) -> list[str]:

@@ -9,15 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_RULES = 32
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemRules:
     """What R rules say of V items, for each of C classes of users."""
 
     num_rules: int
-    """R, at most `MAX_RULES`."""
+    """R, at most 32."""
     denied: np.ndarray
     """[C, V] uint32, rules that keep an item out; C = 0: there are none."""
     boost: np.ndarray

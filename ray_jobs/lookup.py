@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from data_io import storage
 from data_io.buckets import bucket_of, read_bucket
 from data_io.config import SettingsError
-from data_io.schema import USER_ID, DataContractError
+from data_io.schema import FIRST_INDEX, USER_ID, DataContractError
 from data_io.scores import ITEM_IDS, MODEL_VERSION, NUM_EVENTS, RULES, SCORES, SOURCE, task_column
 from data_io.snapshots import read_manifest
 from data_io.store import SequenceStore
@@ -67,7 +67,7 @@ def _known_items(settings: Settings, item_ids: list[Any]) -> dict[Any, str]:
         table = store.read_items([*_SHOWN])
     except (DataContractError, SettingsError):
         return {}
-    chosen = store.vocabulary.encode(pa.array(item_ids, store.vocabulary.item_ids.type)) - 2
+    chosen = store.vocabulary.encode(pa.array(item_ids, store.vocabulary.item_ids.type)) - FIRST_INDEX
     rows = table.take(pa.array(chosen)).to_pylist()
     return {
         item: ", ".join(_as_text(value) for value in row.values() if value not in (None, []))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from data_io.config import SettingsError
@@ -89,8 +90,8 @@ def segments_of(
     if column is None:
         return np.zeros(len(user_ids), np.int64)
     own = store.read_user_table(bucket, user_ids).column(column)
-    places = {value: number for number, value in enumerate(values, 1)}
-    return np.array([places.get(value, 0) for value in own.to_pylist()], np.int64)
+    found = pc.call_function("index_in", [own], pc.SetLookupOptions(pa.array(values, own.type), skip_nulls=True))
+    return found.fill_null(-1).to_numpy().astype(np.int64) + 1
 
 
 def _largest_segments(store: SequenceStore, fallback: FallbackSettings) -> list[Any]:

@@ -51,8 +51,10 @@ class RulePlan:
         return replace(self, matches=self.matches[:num_items], group=self.group[:num_items])
 
     def digest(self) -> str:
-        """A hash of what rules say of items."""
-        return hashlib.sha256(self.matches.tobytes() + self.group.tobytes()).hexdigest()[:16]
+        """A hash of what rules say of items and users, files of values read."""
+        users = [None if values is None else values.to_pylist() for values in self.user_values]
+        content = self.matches.tobytes() + self.group.tobytes() + repr(users).encode()
+        return hashlib.sha256(content).hexdigest()[:16]
 
     @cached_property
     def _bits(self) -> dict[str, np.uint32]:

@@ -19,7 +19,7 @@ import torch
 from data_io.batch import Batch
 from data_io.buckets import BucketWriter, read_bucket
 from data_io.examples import Examples, history_examples
-from data_io.schema import USER_ID
+from data_io.schema import FIRST_INDEX, USER_ID
 from data_io.scores import FROM_MODEL, ITEM_IDS, SCORES, UserScores, put_together, score_facts, scores_table
 from data_io.sequences import Sequences
 from data_io.snapshots import bucket_files
@@ -241,7 +241,7 @@ def inputs_of(store: SequenceStore, bucket: int) -> dict[str, Any]:
 
 def num_known(sequences: Sequences) -> np.ndarray:
     """[U] events with an item that is known."""
-    counted = np.concatenate([[0], np.cumsum(sequences.item_index > 1)])
+    counted = np.concatenate([[0], np.cumsum(sequences.item_index >= FIRST_INDEX)])
     return counted[sequences.ends] - counted[sequences.starts]
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from data_io.config import SettingsModel
 
 MAX_RULES = 30
-"""Rules are bits of a 32-bit number, of which one is for the cap."""
+"""Rules are bits of a 32-bit number."""
 
 
 class SeenRule(SettingsModel):

@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="clickformer-bench-") as name, ray_session(ClusterSettings()):
         folder = Path(name)
         write_log(folder / "log/0.parquet", np.arange(num_users), EVENTS_PER_USER, day=0)
-        settings = make_settings(folder)
+        settings = make_settings(folder, NUM_BUCKETS, ENCODER)
         store = build_sequences.run(settings)
         publish_encoder(settings, store)
         print(f"{num_users:,} users of {EVENTS_PER_USER} events, {NUM_ITEMS:,} items, {os.cpu_count()} threads")
@@ -78,12 +78,12 @@ def write_log(file: Path, users: np.ndarray, num_events: int, day: int) -> None:
     write_parquet(str(file), pa.table({"user_id": row, "item_id": items, "event_time": times, "action": actions}))
 
 
-def make_settings(folder: Path) -> Settings:
+def make_settings(folder: Path, num_buckets: int, encoder: dict[str, Any]) -> Settings:
     content = {
         "run_dir": str(folder / "run"),
         "events": {"path": str(folder / "log/*.parquet")},
-        "store": {"num_buckets": NUM_BUCKETS},
-        "encoder": ENCODER,
+        "store": {"num_buckets": num_buckets},
+        "encoder": encoder,
     }
     return Settings.model_validate(content)
 

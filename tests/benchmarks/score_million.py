@@ -21,11 +21,10 @@ from model.checkpoint import load_model
 from model.sharing import pack_model
 from ray_jobs import build_sequences
 from ray_jobs.bucket_map import map_actors
-from ray_jobs.config import Settings
 from ray_jobs.rules import plan_rules
 from ray_jobs.scorer import Scorer, ScoreRun
 from tests.benchmarks.harness import PeakMemory, finish, is_quick
-from tests.benchmarks.score_all import SCORING, make_run, publish_encoder
+from tests.benchmarks.score_all import SCORING, make_run, make_settings, publish_encoder
 
 EVENTS_PER_USER, NUM_BUCKETS = 20, 128
 ENCODER = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "sequence_length": 50, "dropout": 0.0}
@@ -38,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="clickformer-bench-") as name, ray_session(ClusterSettings()):
         folder = Path(name)
         write_log(folder, num_users, num_items)
-        settings = make_settings(folder)
+        settings = make_settings(folder, NUM_BUCKETS, ENCODER)
         with PeakMemory() as idle:
             time.sleep(1)
         store = build_sequences.run(settings)
@@ -79,16 +78,6 @@ def write_log(folder: Path, num_users: int, num_items: int) -> None:
         actions = pa.array(np.full(len(row), "view")).dictionary_encode().cast(pa.string())
         table = pa.table({"user_id": row, "item_id": items, "event_time": moments, "action": actions})
         write_parquet(str(folder / f"log/{part}.parquet"), table)
-
-
-def make_settings(folder: Path) -> Settings:
-    content = {
-        "run_dir": str(folder / "run"),
-        "events": {"path": str(folder / "log/*.parquet")},
-        "store": {"num_buckets": NUM_BUCKETS},
-        "encoder": ENCODER,
-    }
-    return Settings.model_validate(content)
 
 
 if __name__ == "__main__":

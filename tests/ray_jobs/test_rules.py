@@ -13,6 +13,7 @@ from data_io.examples import history_examples
 from data_io.sequences import Sequences
 from data_io.splits import DAY_US
 from data_io.store import SequenceStore
+from ray_jobs.popularity import segments_of
 from ray_jobs.rules import RulePlan, plan_rules
 from ray_jobs.scoring_config import ScoringSettings
 from ray_jobs.user_classes import UserClasses
@@ -199,3 +200,19 @@ def test_an_action_the_log_has_not_is_refused(shop: SequenceStore) -> None:
 def test_settings_that_contradict_themselves_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ScoringSettings.model_validate(settings)
+
+
+def test_segments_are_numbered_by_their_values_and_the_rest_is_everyone(shop: SequenceStore) -> None:
+    users = pa.array([*"abcd"])
+    assert segments_of(shop, 0, users, "region", ["FR", "DE"]).tolist() == [2, 1, 0, 2]
+    assert segments_of(shop, 0, users, "age", [9]).tolist() == [0, 0, 1, 0]
+    assert segments_of(shop, 0, users, None, []).tolist() == [0] * 4
+
+
+def test_another_file_of_users_is_another_plan(shop: SequenceStore, tmp_path: Path) -> None:
+    (tmp_path / "users.txt").write_text("a")
+    rule = DENY | {"users": {"column": "user_id", "file": str(tmp_path / "users.txt")}}
+    before = plan(shop, rule).digest()
+    assert plan(shop, rule).digest() == before
+    (tmp_path / "users.txt").write_text("b")
+    assert plan(shop, rule).digest() != before
