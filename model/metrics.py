@@ -52,36 +52,32 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def bootstrap_mean(values: np.ndarray, seed: int, num_resamples: int = 1_000) -> tuple[float, float]:
-    """95 % interval of a mean over users (Efron 1979, percentile method).
+    """95 % interval of a mean over users (Efron 1979, percentile method)."""
+    return bootstrap_counted_mean(values, np.ones(len(values), np.int64), seed, num_resamples)
 
-    Metrics of ranks take few distinct values, and a mean depends on how often each is drawn only: these numbers are
-    drawn at once, which is the same resampling at a cost that does not grow with the users.
+
+def bootstrap_counted_mean(
+    values: np.ndarray, counts: np.ndarray, seed: int, num_resamples: int = 1_000
+) -> tuple[float, float]:
+    """95 % interval of a mean over users of whom so many have each value (Efron 1979, percentile method).
+
+    A mean depends on how often each value is drawn only: these numbers are drawn at once, which is the same resampling
+    at a cost that does not grow with the users.
+
+    Args:
+        values: [N] values; one may come up more than once.
+        counts: [N] users that have it.
+        seed: of the resampling.
+        num_resamples: of the users.
     """
-    if not len(values):
+    distinct, place = np.unique(values, return_inverse=True)
+    totals = np.bincount(place, counts, len(distinct)).astype(np.int64)
+    distinct, totals = distinct[totals > 0], totals[totals > 0]
+    num_users = int(totals.sum())
+    if not num_users:
         return float("nan"), float("nan")
     generator = np.random.default_rng(seed)
-    distinct, counts = np.unique(values, return_counts=True)
-    draws = (generator.multinomial(len(values), counts / len(values)) for _ in range(num_resamples))
-    means = np.array([draw @ distinct for draw in draws]) / len(values)
+    draws = (generator.multinomial(num_users, totals / num_users) for _ in range(num_resamples))
+    means = np.array([draw @ distinct for draw in draws]) / num_users
     low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def bootstrap_area_gain(
-    labels: np.ndarray, scores: np.ndarray, other: np.ndarray, seed: int, num_resamples: int = 200
-) -> tuple[float, float]:
-    """95 % interval of the area of `scores` minus that of `other`, both measured on the same resampled users."""
-    generator = np.random.default_rng(seed)
-    draws = (generator.integers(0, len(labels), len(labels)) for _ in range(num_resamples))
-    gains = [area_under_curve(labels[d], scores[d]) - area_under_curve(labels[d], other[d]) for d in draws]
-    low, high = np.nanquantile(np.array(gains), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def bootstrap_area(labels: np.ndarray, scores: np.ndarray, seed: int, num_resamples: int = 200) -> tuple[float, float]:
-    """95 % interval of the area under the curve over users (Efron 1979, percentile method)."""
-    generator = np.random.default_rng(seed)
-    draws = (generator.integers(0, len(labels), len(labels)) for _ in range(num_resamples))
-    areas = np.array([area_under_curve(labels[draw], scores[draw]) for draw in draws])
-    low, high = np.nanquantile(areas, [0.025, 0.975])
     return float(low), float(high)

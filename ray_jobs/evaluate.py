@@ -30,10 +30,11 @@ from ray_jobs.baseline_passes import ItemCounts, count_history, find_neighbours,
 from ray_jobs.bucket_map import map_actors
 from ray_jobs.config import Settings
 from ray_jobs.evaluator import EvaluationRun, Evaluator
-from ray_jobs.figures import next_item_figures, outcome_figures, own_intervals, verdicts
+from ray_jobs.figures import next_item_figures, own_intervals, verdicts
 from ray_jobs.learning import check_split
 from ray_jobs.list_figures import list_figures
 from ray_jobs.models import ModelFolder, find_recommender, find_rivals, find_tasks
+from ray_jobs.outcome_figures import outcome_figures
 from ray_jobs.progress import Progress, say
 from ray_jobs.protocol import describe_protocol
 from ray_jobs.report import write_report
@@ -52,12 +53,12 @@ def run(settings: Settings) -> str:
         with ray_session(settings.cluster):
             counts = count_history(store, split, settings.evaluation.recent_days)
             marks = _evaluate_buckets(settings, evaluation, counts)
-        for lease in leases:
-            lease.check()
-        for name, writer in evaluation.writers.items():
-            if not is_published(writer.url, writer.fingerprint):
-                writer.publish(marks[name], {"num_buckets": store.num_buckets})
-        report = _report(settings, evaluation, counts)
+            for lease in leases:
+                lease.check()
+            for name, writer in evaluation.writers.items():
+                if not is_published(writer.url, writer.fingerprint):
+                    writer.publish(marks[name], {"num_buckets": store.num_buckets})
+            report = _report(settings, evaluation, counts)
         storage.write_json(storage.join(url, REPORT_NAME), report)
         write_report(storage.join(url, "index.html"), report)
     for line in (*own_intervals(report["next_item"]), *report["verdicts"]):
@@ -156,7 +157,7 @@ def _evaluate_buckets(
 def _report(settings: Settings, evaluation: EvaluationRun, counts: ItemCounts) -> dict[str, Any]:
     store, options = evaluation.store, settings.evaluation
     next_item = next_item_figures(evaluation.writers["next_item"].url, options, settings.seed)
-    outcomes = {name: outcome_figures(evaluation.writers[name].url, settings.seed) for name in evaluation.task_urls}
+    outcomes = {name: outcome_figures(evaluation.writers[name].url) for name in evaluation.task_urls}
     without = why_without_item_knn(counts, options.item_knn)
     return {
         "verdicts": verdicts(next_item, outcomes) + ([f"item_knn is {without}"] if without else []),

@@ -41,7 +41,8 @@ def describe_protocol(settings: Settings, split: Split, without_item_knn: str | 
         "interval_in_words": "Percentiles of the resampled means; gains are differences of the same user's values, "
         "resampled together. A model is held against each baseline and each model after it in the table; it beats one "
         "of them, or loses to it, where that interval leaves out 0. Intervals are not corrected for the number of "
-        "comparisons and leave out what another seed of training would change.",
+        "comparisons and leave out what another seed of training would change. Intervals of AUC are those of DeLong et "
+        "al. 1988, of both scores on the same users.",
         "rivals": options.rivals,
         "seed": settings.seed,
     }

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from model.metrics import (
     area_under_curve,
-    bootstrap_area,
-    bootstrap_area_gain,
+    bootstrap_counted_mean,
     bootstrap_mean,
     log_loss,
     ndcg_at,
@@ -102,22 +101,6 @@ def test_interval_of_no_user_is_not_a_number() -> None:
     assert np.isnan(bootstrap_mean(np.zeros(0), seed=0)).all()
 
 
-def test_interval_of_the_area_contains_it_and_is_deterministic() -> None:
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 2, 100)
-    scores = labels + generator.normal(size=100)
-    low, high = bootstrap_area(labels, scores, seed=1)
-    assert low < area_under_curve(labels, scores) < high
-    assert (low, high) == bootstrap_area(labels, scores, seed=1)
-
-
-def test_a_gain_is_measured_on_the_same_users_so_its_interval_is_tighter_than_two_apart() -> None:
-    generator = np.random.default_rng(0)
-    truth = generator.random(300)
-    labels = (truth > generator.random(300)).astype(float)
-    better, worse = truth + 0.2 * generator.random(300), truth + 1.0 * generator.random(300)
-    low, high = bootstrap_area_gain(labels, better, worse, seed=1)
-    assert 0 < low < area_under_curve(labels, better) - area_under_curve(labels, worse) < high
-    apart = sum(top - bottom for bottom, top in (bootstrap_area(labels, scores, seed=1) for scores in (better, worse)))
-    assert high - low < apart
-    assert bootstrap_area_gain(labels, better, better, seed=1) == (0.0, 0.0)
+def test_counted_values_have_the_interval_of_the_users_one_by_one() -> None:
+    values, counts = np.array([0.5, 0.0, 1.0, 0.5, 9.0]), np.array([2, 7, 3, 4, 0])
+    assert bootstrap_counted_mean(values, counts, seed=1) == bootstrap_mean(np.repeat(values, counts), seed=1)

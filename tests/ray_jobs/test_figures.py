@@ -11,12 +11,22 @@ import pytest
 
 from data_io.buckets import BucketWriter
 from data_io.features import FEATURE_NAMES
+from ray_jobs import outcome_figures as outcomes
+from ray_jobs import rank_counts
+from ray_jobs.bucket_map import map_on_threads
 from ray_jobs.config import EvaluationSettings
-from ray_jobs.figures import next_item_figures, outcome_figures, own_intervals, verdicts
+from ray_jobs.figures import next_item_figures, own_intervals, verdicts
+from ray_jobs.outcome_figures import outcome_figures
 
 OPTIONS = EvaluationSettings(ks=(5, 10), num_resamples=50)
 
 Publish = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (rank_counts, outcomes):
+        monkeypatch.setattr(module, "map_buckets", map_on_threads)
 
 
 @pytest.fixture
@@ -225,7 +235,7 @@ def test_a_slice_without_users_has_no_number(publish: Publish) -> None:
 def test_an_outcome_is_measured_on_test_users(publish: Publish) -> None:
     validation = make_outcomes("validation", [0, 0, 0, 1], [0.9, 0.9, 0.9, 0.1])
     test = make_outcomes("test", [0, 1, 0, 1], [0.2, 0.8, 0.2, 0.8])
-    figures = outcome_figures(publish(validation, test), seed=0)
+    figures = outcome_figures(publish(validation, test))
     assert (figures["num_users"], figures["rate"], figures["auc"]["value"]) == (4, 0.5, 1.0)
     assert figures["log_loss"] == pytest.approx(-math.log(0.8))
     mean_rate = -(math.log(0.25) + math.log(0.75)) / 2
@@ -238,28 +248,28 @@ def test_the_best_feature_and_its_direction_are_chosen_on_validation_users(publi
     validation = make_outcomes("validation", [0, 0, 1, 1], [0.5] * 4, **features)
     swapped = {"recency_days": [1.0, 2.0, 8.0, 9.0], "num_events": [1.0, 1.0, 5.0, 5.0]}
     test = make_outcomes("test", [0, 0, 1, 1], [0.5] * 4, **swapped)
-    feature = outcome_figures(publish(validation, test), seed=0)["best_feature"]
+    feature = outcome_figures(publish(validation, test))["best_feature"]
     assert (feature["name"], feature["validation_auc"], feature["auc"]["value"]) == ("recency_days", 1.0, 0.0)
 
 
 def test_calibration_goes_by_rising_prediction_in_tenths_of_the_users(publish: Publish) -> None:
     probability = np.linspace(0.95, 0.05, 20)
     test = make_outcomes("test", [1] * 10 + [0] * 10, probability.tolist())
-    bins = outcome_figures(publish(test), seed=0)["calibration"]
+    bins = outcome_figures(publish(test))["calibration"]
     assert [bin["observed"] for bin in bins] == [0.0] * 5 + [1.0] * 5
     assert bins[0]["predicted"] == pytest.approx(probability[-2:].mean(), rel=1e-6)
 
 
 def test_calibration_of_fewer_than_ten_users_has_fewer_bins(publish: Publish) -> None:
     test = make_outcomes("test", [0, 1, 1], [0.1, 0.2, 0.3])
-    bins = outcome_figures(publish(test), seed=0)["calibration"]
+    bins = outcome_figures(publish(test))["calibration"]
     assert [bin["observed"] for bin in bins] == [0.0, 1.0, 1.0]
 
 
 def test_a_curve_runs_from_corner_to_corner_and_never_back(publish: Publish) -> None:
     generator = np.random.default_rng(0)
     test = make_outcomes("test", generator.integers(0, 2, 200).tolist(), generator.random(200).tolist())
-    curve = outcome_figures(publish(test), seed=0)["curve"]
+    curve = outcome_figures(publish(test))["curve"]
     assert (curve[0], curve[-1]) == ((0.0, 0.0), (1.0, 1.0))
     assert curve == sorted(curve)
 
@@ -267,7 +277,7 @@ def test_a_curve_runs_from_corner_to_corner_and_never_back(publish: Publish) -> 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")
 def test_an_outcome_that_never_happens_has_no_area_and_no_winner(publish: Publish) -> None:
     tables = [make_outcomes(stage, [0, 0], [0.1, 0.2]) for stage in ("validation", "test")]
-    figures = outcome_figures(publish(*tables), seed=0)
+    figures = outcome_figures(publish(*tables))
     assert math.isnan(figures["auc"]["value"])
     lines = verdicts({"headline": "ndcg_at_10", "rankers": {}}, {"purchase": figures})
     assert lines[0].startswith("purchase is not clearly apart from the best single feature (")
