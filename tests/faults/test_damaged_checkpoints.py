@@ -211,10 +211,8 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
     return run, folder / "ledger"
 
 
-@pytest.mark.parametrize(
-    "place",
-    [place if place == "before the manifest" else pytest.param(place, marks=pytest.mark.faults) for place in KILLED_AT],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("place", KILLED_AT)
 def test_a_checkpoint_that_was_being_written_by_a_killed_worker_is_as_if_it_had_never_been_begun(
     undisturbed: tuple[TrainRun, Path], tmp_path: Path, place: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,6 +92,7 @@ def rows_of(url: str) -> list[dict[str, object]]:
     return pa.concat_tables(iter_buckets(url)).to_pylist()
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_build_goes_on_and_equals_the_undisturbed_one(tmp_path: Path, log: str) -> None:
     whole, broken = (make_settings(tmp_path / name, log) for name in ("whole", "broken"))

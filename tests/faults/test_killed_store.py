@@ -96,7 +96,7 @@ BUCKETS = (
     ("job", "traps"),
     [
         ("build_sequences", (*RUNS[1:], *BUCKETS[1:])),
-        ("append", (RUNS[0], BUCKETS[1])),
+        pytest.param("append", (RUNS[0], BUCKETS[1]), marks=pytest.mark.faults),
         ("compact", BUCKETS[:1]),
     ],
     ids=["build_sequences", "append", "compact"],
@@ -210,7 +210,7 @@ def test_an_erasure_after_an_append_that_was_killed(trap: Trap, stores: Stores, 
     assert content_of(settings.store_url).equals(stores.outcomes["forget"].content)
 
 
-@pytest.mark.parametrize("job", ["build_sequences", "append"])
+@pytest.mark.parametrize("job", ["build_sequences", pytest.param("append", marks=pytest.mark.faults)])
 def test_workers_killed_wherever_they_are_are_replaced(
     job: str, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

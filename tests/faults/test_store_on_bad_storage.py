@@ -144,7 +144,9 @@ def test_snapshots_whose_answers_are_lost_are_published_once(stores: Stores, rem
     check_finished(settings.store_url, stores.outcomes["append"])
 
 
-@pytest.mark.parametrize("below", ["", "bucket", "_snapshots/", "_work/"])
+@pytest.mark.parametrize(
+    "below", ["bucket", *(pytest.param(below, marks=pytest.mark.faults) for below in ("", "_snapshots/", "_work/"))]
+)
 def test_a_store_that_refuses_for_good(
     below: str, stores: Stores, remote: str, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
@@ -195,7 +197,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("job", "rows_per_run", "free_bytes"),
     [
-        ("build_sequences", IN_TASKS, 60_000),
+        pytest.param("build_sequences", IN_TASKS, 60_000, marks=pytest.mark.faults),
         ("append", ON_THREADS, 20_000),
         ("append", ON_THREADS, 200_000),
         ("append", ON_THREADS, 280_000),
