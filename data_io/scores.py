@@ -109,39 +109,43 @@ def put_together(user_ids: pa.Array, fresh: pa.Table, before: pa.Table) -> pa.Ta
     return table.take(places)
 
 
-def score_facts(table: pa.Table, before: pa.Table | None, k: int) -> dict[str, Any]:
+def score_facts(table: pa.Table, before: pa.Table | None, k: int, carried: np.ndarray) -> dict[str, Any]:
     """What a gate holds against its bounds, of the rows of a bucket; figures of buckets add up.
 
     Args:
         table: rows of a bucket.
         before: columns user_id, item_ids and scores of the same bucket as it was published before; None: it was not.
         k: length of a full list.
+        carried: [U] True where a row is the one from before.
     """
     lengths = pc.call_function("list_value_length", [table.column(ITEM_IDS)]).to_numpy()
     facts: dict[str, Any] = {"num_full": int((lengths >= k).sum()), "first_scores": _histogram(table)}
     if before is None:
         return facts
-    users, items = _pairs(table)
-    old_users, old_items = _pairs(before)
     known = pc.call_function("is_in", [table.column(USER_ID)], pc.SetLookupOptions(before.column(USER_ID)))
     compared = known.to_numpy() & (lengths > 0)
-    new = pa.table({"u": users, "i": items})
-    shared = new.join(pa.table({"u": old_users, "i": old_items}), keys=["u", "i"], join_type="left semi")
-    counted = shared.group_by("u").aggregate([("i", "count")])
-    at = pc.call_function("index_in", [counted.column("u")], pc.SetLookupOptions(table.column(USER_ID)))
-    num_shared = np.zeros(len(lengths))
-    num_shared[at.to_numpy()] = counted.column("i_count").to_numpy()
     return facts | {
         "num_compared": int(compared.sum()),
-        "overlap": float((num_shared[compared] / lengths[compared]).sum()),
+        "overlap": float((compared & carried).sum() + _overlap(table.filter(pa.array(compared & ~carried)), before)),
         "first_scores_before": _histogram(before),
     }
 
 
+def _overlap(table: pa.Table, before: pa.Table) -> float:
+    """The sum over users of the share of their items that they had before."""
+    lengths = pc.call_function("list_value_length", [table.column(ITEM_IDS)]).to_numpy()
+    places = pc.call_function("index_in", [table.column(USER_ID)], pc.SetLookupOptions(before.column(USER_ID)))
+    (rows, items), (old_rows, old_items) = _pairs(table), _pairs(before.take(places))
+    new = pa.table({"u": rows, "i": items})
+    shared = new.join(pa.table({"u": old_rows, "i": old_items}), keys=["u", "i"], join_type="left semi")
+    return float((1 / lengths[shared.column("u").to_numpy()]).sum())
+
+
 def _pairs(table: pa.Table) -> tuple[pa.Array, pa.Array]:
+    """Row and item of everything in the lists."""
     lists = table.column(ITEM_IDS).combine_chunks()
-    parents = pc.call_function("list_parent_indices", [lists])
-    return table.column(USER_ID).combine_chunks().take(parents), pc.call_function("list_flatten", [lists])
+    parents = pc.call_function("list_parent_indices", [lists]).cast(pa.int64())
+    return parents, pc.call_function("list_flatten", [lists])
 
 
 def _histogram(table: pa.Table) -> list[int]:

@@ -145,7 +145,7 @@ class Scorer:
         )
         if loaded.before is not None and loaded.carried.any():
             table = put_together(sequences.user_id, table, loaded.before)
-        facts = score_facts(table, loaded.before, self.run.scoring.k)
+        facts = score_facts(table, loaded.before, self.run.scoring.k, loaded.carried)
         sources = dict(np.stack(np.unique(table.column("source").to_numpy(), return_counts=True), axis=1).tolist())
         facts |= {"num_users": table.num_rows, "num_scored": len(rows), "sources": sources}
         return loaded.bucket, table, facts | {"entry": {"inputs": inputs_of(self.store, loaded.bucket)}}

@@ -135,12 +135,14 @@ def test_users_that_were_not_scored_keep_their_rows() -> None:
 def test_facts_compare_lists_with_those_from_before_by_hand() -> None:
     now = make_rows({"a": ["x", "y"], "b": ["x"], "c": [], "new": ["z", "x"]})
     before = make_rows({"a": ["y", "z"], "b": ["x", "y"], "c": ["x"], "gone": ["x"]}, score=-9.0)
-    facts = score_facts(now, before, 2)
+    nobody = np.zeros(4, bool)
+    facts = score_facts(now, before, 2, nobody)
     assert (facts["num_full"], facts["num_compared"], facts["overlap"]) == (2, 2, 1 / 2 + 1)
     assert (sum(facts["first_scores"]), sum(facts["first_scores_before"])) == (3, 4)
     assert stability_index(facts["first_scores_before"], facts["first_scores"]) > 0.25
     assert stability_index(facts["first_scores"], facts["first_scores"]) == 0
-    assert "overlap" not in score_facts(now, None, 2)
+    assert "overlap" not in score_facts(now, None, 2, nobody)
+    assert score_facts(now, now, 2, ~nobody) == score_facts(now, now, 2, nobody), "carried rows are the same"
 
 
 def test_a_task_has_its_own_column() -> None:
