@@ -6,7 +6,7 @@ eligible; ties go to the smaller item index; what a user gets does not depend on
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data_io.schema import FIRST_INDEX
+from model.capping import take_capped
 from model.eligibility import (
     NO_RULES,
     ItemRules,
@@ -30,13 +31,13 @@ from model.mixing import Choices
 from model.queries import Queries
 from model.row_scan import scan_on_gpu
 from model.scan import scan_on_cpu
-from model.scan_kernels import take_capped
 
 Shape = TypeVar("Shape")
-_TILES = ((256, 1024), (512, 1024), (256, 2048), (512, 2048), (512, 4096))
+_TILES = ((256, 1024), (512, 1024), (512, 2048))
 _GROUPS = (16, 32, 64, 128)
 _TUNED_ON = 1 << 15
 """Items, at most, that a shape of the scan is tried on."""
+_TUNING_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +152,13 @@ class Ranker:
             self._group = self._group or self._quickest_group(users, length)
             return scan_on_gpu(users, self.items, length, personal, self.rules, self._group)
         tile = self._tile = self._tile or self._quickest_tile(users, length)
+        return self._on_threads(users, self.items, length, personal, self.rules, tile)
 
+    def _on_threads(
+        self, users: Tensor, items: Tensor, length: int, personal: Personal, rules: ItemRules, tile: tuple[int, int]
+    ) -> Scanned:
         def scan(begin: int, end: int) -> Scanned:
-            return scan_on_cpu(users[begin:end], self.items, length, personal.part(begin, end), self.rules, tile)
+            return scan_on_cpu(users[begin:end], items, length, personal.part(begin, end), rules, tile)
 
         bounds = np.linspace(0, len(users), min(self.num_threads, len(users)) + 1).astype(int)
         if len(bounds) == 2:
@@ -162,21 +167,22 @@ class Ranker:
             return concatenate_scanned(list(pool.map(scan, bounds[:-1], bounds[1:])))
 
     def _quickest_tile(self, users: Tensor, length: int) -> tuple[int, int]:
-        """Users and items of a tile: the quickest on this machine for vectors of this size."""
-        users, items = users[: _TILES[-1][0]], self.items[:_TUNED_ON]
+        """Users and items of a tile: the quickest on this machine for vectors of this size, on all threads."""
+        users, items = users[: _TILES[-1][0] * self.num_threads], self.items[:_TUNED_ON]
         everything, k = make_personal(len(users)), min(length, len(items) - FIRST_INDEX)
-        return _quickest(_TILES, lambda tile: scan_on_cpu(users, items, k, everything, NO_RULES, tile))
+        return _quickest(_TILES, lambda tile: self._on_threads(users, items, k, everything, NO_RULES, tile))
 
     def _quickest_group(self, users: Tensor, length: int) -> int:
         everything = make_personal(len(users))
         return _quickest(_GROUPS, lambda group: scan_on_gpu(users, self.items, length, everything, NO_RULES, group))
 
 
-def _quickest(shapes: Iterable[Shape], work: Callable[[Shape], object]) -> Shape:
-    times = {}
-    for shape in shapes:
-        work(shape)  # the first time compiles and touches memory
-        begin = time.perf_counter()
-        work(shape)
-        times[shape] = time.perf_counter() - begin
-    return min(times, key=lambda shape: times[shape])
+def _quickest(shapes: Sequence[Shape], work: Callable[[Shape], object]) -> Shape:
+    """The shape whose quickest of some rounds is the quickest; the first round compiles and touches memory."""
+    times = {shape: [] for shape in shapes}
+    for _ in range(_TUNING_ROUNDS + 1):
+        for shape, own in times.items():
+            begin = time.perf_counter()
+            work(shape)
+            own.append(time.perf_counter() - begin)
+    return min(times, key=lambda shape: min(times[shape][1:]))

@@ -1,8 +1,12 @@
 """What a scan does to a tile of scores, compiled: which items get a place, and what is not for a user.
 
-A tile comes in groups of items: a group whose best does not beat what the user's K-th place holds by then costs one
-comparison. What is not eligible is found only among items that would get a place, and there it is noted which rule kept
-it out. Invariant: ties go to the smaller item index, because tiles come in the order of the items.
+Scores of a portion of the items, which fit the fastest cache, are looked at once for the best of each group and once
+for the sum of their exponentials; then a group whose best does not beat what the user's K-th place holds by then costs
+one comparison. What is not eligible is found only among items that would get a place, and there it is noted which rule
+kept it out. Invariant: ties go to the smaller item index, because tiles come in the order of the items.
+
+Largest values are found by the bits of floats as integers: compilers make vector instructions of that, and not of
+comparisons of floats. Indices are unsigned: for signed ones numba looks at each access whether it counts from the end.
 """
 
 from typing import Any, NamedTuple
@@ -10,10 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-NORMALISED_AT_A_TIME = 1024
+from data_io.schema import FIRST_INDEX
+
+PORTION = 1024
 """Items whose scores are summed up together, whatever the tiles, so that sums do not depend on them."""
 GROUP = 64
 """Items whose best is looked at first."""
+_LEAST_KEY = np.int32(-(2**31))
 _LOG2_E, _LEAST_POWER = np.float32(1.4426950408889634), np.float32(-126)
 _P0, _P1, _P2 = np.float32(0.9999999), np.float32(0.69315463), np.float32(0.24014077)
 _P3, _P4, _P5 = np.float32(0.055863284), np.float32(0.008946215), np.float32(0.0018951073)
@@ -30,7 +37,7 @@ class ScanState(NamedTuple):
     filled: np.ndarray
     """[B] int64, how many there are."""
     threshold: np.ndarray
-    """[B] float32, what an item must beat."""
+    """[B] float32, what an item must beat: the K-th place, or a guess below it."""
     kept_out: np.ndarray
     """[B, R] float32, at least the best score of items that a rule kept out, wherever that beats the K-th place."""
     place: np.ndarray
@@ -58,65 +65,161 @@ class Eligibility(NamedTuple):
     """[B, G] bool."""
 
 
-def start_scan(num_users: int, k: int, num_rules: int, begin: np.ndarray) -> ScanState:
-    """The state before the first tile; `begin` [B] is where the pairs of each user begin."""
-    size = max(2 * k, k + 3 * GROUP)
+def start_scan(threshold: np.ndarray, k: int, num_rules: int, begin: np.ndarray) -> ScanState:
+    """The state before the first tile.
+
+    Args:
+        threshold: [B] float32 that items must beat from the start.
+        k: K.
+        num_rules: R.
+        begin: [B], where the pairs of each user begin.
+    """
+    num_users, size = len(threshold), max(2 * k, k + 3 * GROUP)
     return ScanState(
         score=np.empty((num_users, size), np.float32),
         item=np.empty((num_users, size), np.int32),
         filled=np.zeros(num_users, np.int64),
-        threshold=np.full(num_users, -np.inf, np.float32),
+        threshold=threshold.copy(),
         kept_out=np.full((num_users, num_rules), -np.inf, np.float32),
         place=begin.copy(),
     )
 
 
 @njit(nogil=True, cache=True)
-def add_boosts(scores: np.ndarray, class_of: np.ndarray, boost: np.ndarray, first: int) -> None:
-    """Add to scores [B, T] of items from `first` on what rules add for each user's class."""
-    for user in range(scores.shape[0]):
-        scores[user] += boost[class_of[user], first : first + scores.shape[1]]
-
-
-@njit(nogil=True, cache=True)
 def scan_tile(
-    scores: np.ndarray, maxima: np.ndarray, first: int, k: int, state: ScanState, eligibility: Eligibility
+    scores: np.ndarray,
+    first: int,
+    k: int,
+    state: ScanState,
+    eligibility: Eligibility,
+    tops: np.ndarray,
+    sums: np.ndarray,
 ) -> None:
-    """Take a tile of scores into the state.
-
-    Indices are unsigned: for signed ones numba looks at each access whether it counts from the end.
+    """Take a tile of scores into the state, and sum their exponentials.
 
     Args:
-        scores: [B, T] float32, of items first to first + T; NaN and minus infinity never get a place.
-        maxima: [B, N] the largest score of each group.
+        scores: [B, T] float32, of items first to first + T; NaN and minus infinity never get a place. What rules add is
+            added to them once they are summed.
         first: after those of all tiles before.
         k: K.
         state: changed.
         eligibility: of users and items.
+        tops: [B, N] for the largest score of each portion of the catalogue.
+        sums: [B, N] for the sum of exp(score - top) over each.
     """
-    num_users, width = scores.shape
-    size, group = np.uint64(state.score.shape[1]), np.uint64(GROUP)
-    for user in range(num_users):
-        restricted = eligibility.denied.shape[0] > 0 or state.place[user] < eligibility.pair_end[user]
-        restricted = restricted or eligibility.full.shape[1] > 0
-        row, largest = scores[user], maxima[user]
-        kept_score, kept_item = state.score[user], state.item[user]
-        threshold, filled = state.threshold[user], np.uint64(state.filled[user])
-        for number in range(np.uint64(maxima.shape[1])):
-            if not largest[number] > threshold:
-                continue
-            if filled + group > size:
-                threshold = _settle(kept_score, kept_item, np.int64(filled), k)
-                filled = np.uint64(k)
-            last, begin = filled, number * group
-            for place in range(begin, min(begin + group, np.uint64(width))):
+    all_bits = scores.view(np.int32)
+    maxima = np.empty(PORTION // GROUP, np.int32)
+    for user in range(scores.shape[0]):
+        for begin in range(0, scores.shape[1], PORTION):
+            portion = (first - FIRST_INDEX + begin) // PORTION
+            row, bits = scores[user, begin : begin + PORTION], all_bits[user, begin : begin + PORTION]
+            top = _as_float(_group_maxima(bits, maxima))
+            tops[user, portion], sums[user, portion] = top, _sum_exponentials(row, top)
+            if eligibility.boost.shape[0]:
+                kind, place = eligibility.class_of[user], first + begin
+                row += eligibility.boost[kind, place : place + len(row)]
+                _group_maxima(bits, maxima)
+            _scan_portion(row, maxima, first + begin, k, user, state, eligibility)
+
+
+@njit(nogil=True, cache=True)
+def _scan_portion(
+    row: np.ndarray, maxima: np.ndarray, first: int, k: int, user: int, state: ScanState, eligibility: Eligibility
+) -> None:
+    """Take the scores of a portion of the items into the state of a user, by the keys of the best of each group."""
+    size, group, width = np.uint64(state.score.shape[1]), np.uint64(GROUP), np.uint64(len(row))
+    restricted = eligibility.denied.shape[0] > 0 or state.place[user] < eligibility.pair_end[user]
+    restricted = restricted or eligibility.full.shape[1] > 0
+    kept_score, kept_item = state.score[user], state.item[user]
+    threshold, filled = state.threshold[user], np.uint64(state.filled[user])
+    least = _key(np.float32(threshold).view(np.int32))
+    for number in range(np.uint64((len(row) + GROUP - 1) // GROUP)):
+        if maxima[number] <= least:
+            continue
+        if filled + group > size:
+            threshold = _settle(kept_score, kept_item, np.int64(filled), k)
+            filled, least = np.uint64(k), _key(np.float32(threshold).view(np.int32))
+        begin = number * group
+        last = filled
+        count, at = np.int32(0), np.int32(0)
+        if begin + group <= width:
+            for place in range(group):
+                beats = np.int32(row[begin + place] > threshold)
+                count += beats
+                at += beats * np.int32(place)
+        if count == 1:  # of most groups
+            place = begin + np.uint64(at)
+            kept_score[last], kept_item[last] = row[place], np.int32(first + place)
+            last += np.uint64(1)
+        else:
+            for place in range(begin, min(begin + group, width)):
                 # without a branch, because nobody foresees which items get a place
                 kept_score[last], kept_item[last] = row[place], np.int32(first + place)
                 last += np.uint64(row[place] > threshold)
-            if restricted:
-                last = np.uint64(_keep_eligible(user, np.int64(filled), np.int64(last), state, eligibility))
-            filled = last
-        state.threshold[user], state.filled[user] = threshold, filled
+        if restricted:
+            last = np.uint64(_keep_eligible(user, np.int64(filled), np.int64(last), state, eligibility))
+        filled = last
+    state.threshold[user], state.filled[user] = threshold, filled
+
+
+@njit(nogil=True, cache=True)
+def largest_of_groups(scores: np.ndarray, largest: np.ndarray) -> None:
+    """largest [B, N] of each group of neighbouring scores [B, T], of which the last may be a part."""
+    bits = scores.view(np.int32)
+    maxima = np.empty(largest.shape[1], np.int32)
+    for user in range(scores.shape[0]):
+        _group_maxima(bits[user], maxima)
+        for group in range(len(maxima)):
+            largest[user, group] = _as_float(maxima[group])
+
+
+@njit(nogil=True, cache=True)
+def _group_maxima(bits: np.ndarray, maxima: np.ndarray) -> Any:
+    """Keys of the largest score of each group, from the bits of scores [T]; returns the largest."""
+    width, group = np.uint64(len(bits)), np.uint64(GROUP)
+    num_whole, top = width // group, _LEAST_KEY
+    for number in range(num_whole):
+        largest = _LEAST_KEY
+        for place in range(number * group, number * group + group):
+            largest = max(largest, _key(bits[place]))
+        maxima[number] = largest
+        top = max(top, largest)
+    if num_whole * group < width:
+        largest = _LEAST_KEY
+        for place in range(num_whole * group, width):
+            largest = max(largest, _key(bits[place]))
+        maxima[num_whole] = largest
+        top = max(top, largest)
+    return top
+
+
+@njit(nogil=True, cache=True)
+def _key(bits: Any) -> Any:
+    """An integer that is ordered as the float of these bits is; the key of a key is the bits."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@njit(nogil=True, cache=True)
+def _as_float(key: Any) -> Any:
+    return np.int32(_key(np.int32(key))).view(np.float32)
+
+
+@njit(nogil=True, cache=True, fastmath=True)
+def _sum_exponentials(row: np.ndarray, largest: Any) -> Any:
+    """The sum of exp(score - largest) over scores [T].
+
+    With 2 to the power of the fraction as a polynomial, to 1e-7, and of the whole number as the exponent of a float: a
+    third of the time that calls of a library take.
+    """
+    total = np.float32(0)
+    for place in range(len(row)):
+        power = max((row[place] - largest) * _LOG2_E, _LEAST_POWER)
+        whole = np.floor(power)
+        x = power - whole
+        fraction = _P0 + x * (_P1 + x * (_P2 + x * (_P3 + x * (_P4 + x * _P5))))
+        bits = np.int32((np.int32(whole) + np.int32(127)) << np.int32(23))
+        total += fraction * bits.view(np.float32)
+    return total
 
 
 @njit(nogil=True, cache=True)
@@ -156,28 +259,6 @@ def _note(kept_out: np.ndarray, rules: Any, score: np.float32) -> None:
             kept_out[rule] = max(kept_out[rule], score)
         rules >>= np.uint32(1)
         rule += 1
-
-
-@njit(nogil=True, cache=True, fastmath=True)
-def sum_exponentials(scores: np.ndarray, top: np.ndarray, sums: np.ndarray) -> None:
-    """sums [B, N] of exp(score - top) over N portions of scores [B, T], whose largest scores are top [B, N].
-
-    With 2 to the power of the fraction as a polynomial, to 1e-7, and of the whole number as the exponent of a float: a
-    third of the time that calls of a library take.
-    """
-    for user in range(scores.shape[0]):
-        for portion in range(top.shape[1]):
-            begin = portion * NORMALISED_AT_A_TIME
-            row = scores[user, begin : begin + NORMALISED_AT_A_TIME]
-            largest, total = top[user, portion], np.float32(0)
-            for place in range(len(row)):
-                power = max((row[place] - largest) * _LOG2_E, _LEAST_POWER)
-                whole = np.floor(power)
-                x = power - whole
-                fraction = _P0 + x * (_P1 + x * (_P2 + x * (_P3 + x * (_P4 + x * _P5))))
-                bits = np.int32((np.int32(whole) + np.int32(127)) << np.int32(23))
-                total += fraction * bits.view(np.float32)
-            sums[user, portion] = total
 
 
 @njit(nogil=True, cache=True)
@@ -236,41 +317,3 @@ def finish_scan(state: ScanState, k: int) -> None:
         state.filled[user] = count
         state.score[user, count:k] = -np.inf
         state.item[user, count:k] = 0
-
-
-@njit(nogil=True, cache=True)
-def take_capped(item: np.ndarray, score: np.ndarray, group: np.ndarray, most: int, k: int) -> np.ndarray:
-    """Cut lists to the first K items of which no group has more than so many; what is left is filled up, in place.
-
-    Args:
-        item: [B, L] items, best first; changed.
-        score: [B, L] theirs, minus infinity where there are no more; changed.
-        group: [V] of each item, below 0 where it has none.
-        most: items of a group.
-        k: K.
-
-    Returns:
-        [B] whether an item was passed over.
-    """
-    capped = np.zeros(len(item), np.bool_)
-    taken = np.zeros(max(group.max(), 0) + 1, np.int64)
-    for user in range(len(item)):
-        kept = 0
-        for place in range(item.shape[1]):
-            if kept == k or not np.isfinite(score[user, place]):
-                break
-            own = group[item[user, place]]
-            if own >= 0 and taken[own] == most:
-                capped[user] = True
-                continue
-            if own >= 0:
-                taken[own] += 1
-            item[user, kept], score[user, kept] = item[user, place], score[user, place]
-            kept += 1
-        for place in range(kept):
-            own = group[item[user, place]]
-            if own >= 0:
-                taken[own] = 0
-        item[user, kept:] = 0
-        score[user, kept:] = -np.inf
-    return capped

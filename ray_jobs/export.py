@@ -8,6 +8,7 @@ from ray_jobs.cli import run_job
 if __name__ == "__main__":  # first, so that --help does not wait for Ray and torch
     run_job("export")
 
+import importlib
 import importlib.util
 from functools import partial
 from typing import Any
@@ -76,7 +77,7 @@ def _write_long(settings: Settings, source: str, manifest: dict[str, Any], url: 
                 progress.advance()
         lease.check()
         num_rows = sum(mark["num_rows"] for mark in marks.values())
-        writer.publish(list(marks.values()), {"num_buckets": num_buckets, "num_rows": num_rows})
+        writer.publish(list(marks.values()), {"num_buckets": num_buckets})
     say(f"export: {num_rows:,} rows of user, rank, item and score in {url}")
 
 
@@ -122,6 +123,15 @@ def _write_table(dataset: ray.data.Dataset, options: ExportSettings, url: str) -
         case "delta":
             dataset.write_delta(url, mode=SaveMode.OVERWRITE)
         case "iceberg":
+            _create_iceberg_table(url, options.catalog, dataset.schema())
             dataset.write_iceberg(url, catalog_kwargs=dict(options.catalog), mode=SaveMode.OVERWRITE)
         case "long":
             raise AssertionError("is written without Ray Data")
+
+
+def _create_iceberg_table(name: str, catalog: dict[str, str], schema: Any) -> None:
+    """Make the table, and its namespace, where the catalogue does not have it yet."""
+    catalogs = importlib.import_module("pyiceberg.catalog")
+    loaded = catalogs.load_catalog(**catalog)
+    loaded.create_namespace_if_not_exists(name.rpartition(".")[0])
+    loaded.create_table_if_not_exists(name, pa.schema(list(zip(schema.names, schema.types, strict=True))))

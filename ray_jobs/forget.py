@@ -54,7 +54,7 @@ def run(settings: Settings) -> str:
         "num_users_found": outputs[0]["num_users"],
         "user_digests": digests(users),
         "outputs": outputs,
-        "not_covered": "the event log itself, and copies made outside this folder",
+        "not_covered": "the event log itself, and tables exported or copied to outside this folder",
     }
     url = storage.join(place, RECEIPTS, f"forget-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.json")
     storage.write_json(url, receipt)
@@ -78,10 +78,11 @@ def _users(settings: Settings, store: SequenceStore) -> pa.Array:
 
 
 def _other_outputs(place: str) -> list[str]:
-    """Outputs of the run, beside the store, that have a row for each user."""
+    """Outputs of the run, beside the store, that have rows of users."""
     results = storage.join(place, "report", "users")
     names = storage.list_folders(results)
-    found = [storage.join(place, "scores"), *(storage.join(results, name) for name in names)]
+    scores = [storage.join(place, name) for name in ("scores", "scores_long")]
+    found = [*scores, *(storage.join(results, name) for name in names)]
     published = [url for url in found if storage.exists(storage.join(url, MANIFEST_NAME))]
     for url in found:
         if url not in published and storage.exists(url):

@@ -190,20 +190,21 @@ def _values_of(condition: Condition, kind: pa.DataType, where: str) -> pa.Array 
             raise SettingsError(f"{where} is {own} and has no range; give is_in")
         return None
     values: list[object] = list(condition.is_in or [])
-    if condition.file is not None:
-        values += _read_values(condition.file, condition.column, own)
+    lines = _read_values(condition.file, condition.column) if condition.file is not None else []
     try:
+        values += [int(str(line)) for line in lines] if pa.types.is_integer(own) else lines
         return pa.array(values, own)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:  # those of Arrow are among them
         raise SettingsError(f"{where} is {own}, and is_in or file has another type of values ({error})") from None
 
 
-def _read_values(file: str, column: str, kind: pa.DataType) -> list[object]:
+def _read_values(file: str, column: str) -> list[object]:
+    """Values of a Parquet file's column, or the lines of a text."""
     url = storage.absolute(file)
     if url.endswith(".parquet"):
         return storage.read_parquet(url, columns=[column]).column(column).to_pylist()
-    lines = [line.strip() for line in storage.read_bytes(url).decode().splitlines()]
-    return [int(line) if pa.types.is_integer(kind) else line for line in lines if line]
+    lines = (line.strip() for line in storage.read_bytes(url).decode().splitlines())
+    return [line for line in lines if line]
 
 
 def _matches(condition: Condition, values: pa.Array | None, column: pa.Array | pa.ChunkedArray) -> np.ndarray:

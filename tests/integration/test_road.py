@@ -19,7 +19,19 @@ from data_io.synthetic import generate_events
 from data_io.vocabulary import Vocabulary
 from model.checkpoint import load_model, save_model
 from model.encoder import ClickformerConfig, ClickformerEncoder
-from ray_jobs import append, build_sequences, compact, evaluate, finetune, forget, pretrain, score_users
+from ray_jobs import (
+    append,
+    build_sequences,
+    compact,
+    evaluate,
+    export,
+    finetune,
+    forget,
+    lookup,
+    pretrain,
+    rollback,
+    score_users,
+)
 from ray_jobs.config import Settings
 from ray_jobs.models import find_model
 from tests.integration.stores import change, check_conservation, kill_before_publishing, known_items_of
@@ -89,7 +101,8 @@ def check_forgotten(settings: Settings, users: list[str], num_left: int) -> None
     receipt = storage.read_json(forget.run(change(settings, "forget", users=file)))
     assert receipt["num_users_found"] == len(users)
     outputs = [output["url"].removeprefix(f"{storage.absolute(settings.run_dir)}/") for output in receipt["outputs"]]
-    assert outputs == ["store", "scores", "report/users/active_5d", "report/users/next_item"]
+    exported = ["scores_long"] if storage.exists(settings.place("scores_long")) else []
+    assert outputs == ["store", "scores", *exported, "report/users/active_5d", "report/users/next_item"]
     assert all(output["files"] for output in receipt["outputs"][:2])
     for output in receipt["outputs"]:
         left = pa.concat_tables([table.select(["user_id"]) for table in iter_buckets(output["url"])])
@@ -140,6 +153,20 @@ def check_rivals(settings: Settings, elsewhere: str) -> None:
     assert rankers["encoder"]["gain_over"]["last_month"] == {"value": 0, "low": 0, "high": 0}
     assert rankers["encoder"]["gain_over"]["gru"]["value"] != 0
     assert report["models"]["last_month"]["folder"] == elsewhere
+
+
+def check_what_follows(settings: Settings) -> None:
+    """Shorter lists are published, looked at, left again for those before, and these exported."""
+    rows = [row for table in iter_buckets(settings.place("scores")) for row in table.to_pylist()]
+    user = change(settings, "lookup", user=rows[0]["user_id"])
+    shorter = change(user, "scoring", k=3)
+    score_users.run(shorter)
+    assert lookup.run(shorter)["item_ids"] == rows[0]["item_ids"][:3]
+    rollback.run(settings)
+    assert lookup.run(user) == rows[0]
+    long = pa.concat_tables(iter_buckets(export.run(settings))).to_pylist()
+    expected = [(row["user_id"], item) for row in rows for item in row["item_ids"]]
+    assert [(row["user_id"], row["item_id"]) for row in long] == expected
 
 
 def seen_items(settings: Settings) -> dict[str, set[str]]:
@@ -249,6 +276,7 @@ def test_road_with_every_path_on_s3_and_a_store_that_grows_after_training(events
     recommended = {item for table in iter_buckets(settings.place("scores")) for row in table["item_ids"].to_pylist()
                    for item in row}  # fmt: skip
     assert recommended <= set(before.vocabulary.item_ids.to_pylist()), "the model knows no item that came later"
+    check_what_follows(settings)
     compacted = compact.run(settings)
     assert all(len(bucket_files(entry)) == 1 for entry in compacted.manifest["buckets"].values())
     check_forgotten(settings, ["newcomer-0", "newcomer-3"], NUM_USERS + 3)

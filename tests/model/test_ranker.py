@@ -1,5 +1,7 @@
 """The ranker against ranking everything by plain sorting, and rules against a naive filter."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_io.schema import FIRST_INDEX
-from model.eligibility import NO_RULES, ItemRules, Pairs, Personal, make_pairs, make_personal
+from model import scan
+from model.eligibility import NO_RULES, ItemRules, Pairs, Personal, Scanned, make_pairs, make_personal
 from model.queries import Queries, pure_queries, with_choices
 from model.ranker import Ranker, Ranking
 from model.row_scan import scan_on_gpu, two_stage_top_k
@@ -165,6 +168,34 @@ def test_two_stages_are_exact_with_ties(seed: int, num_items: int, k: int, group
     k = min(k, num_items)
     for found, expected in zip(two_stage_top_k(scores, k, group), top_k(scores, k), strict=True):
         torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("guess", [-50.0, 7_000.0, 9_000.0, 1e9])
+def test_a_guess_that_is_too_high_costs_a_scan_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, guess: float
+) -> None:
+    rng = np.random.default_rng(0)
+    items, users = whole_numbers(rng, 9_000, 6, span=50), whole_numbers(rng, 40, 6, span=50)
+    rules = make_rules(rng, len(items), 2, 0.3, 0)
+    pairs = make_pairs(rng.integers(0, 40, 300), rng.integers(FIRST_INDEX, 9_000, 300), np.ones(300, np.uint32))
+    what = items, 20, make_personal(40, rng.integers(0, 2, 40), pairs), rules, (16, 1024)
+    monkeypatch.setattr(scan._Scan, "_guess", lambda _, users, __: np.full(len(users), -np.inf, np.float32))
+    expected = scan_on_cpu(users, *what)
+    asked: list[int] = []
+    above = scan._Scan._above
+
+    def counted(self: scan._Scan, threshold: np.ndarray, *args: Any) -> Scanned:
+        asked.append(len(threshold))
+        return above(self, threshold, *args)
+
+    monkeypatch.setattr(scan._Scan, "_guess", lambda _, users, __: np.full(len(users), guess, np.float32))
+    monkeypatch.setattr(scan._Scan, "_above", counted)
+    found = scan_on_cpu(users, *what)
+    short = int((expected.score.min(axis=1) <= guess).sum())
+    assert sum(asked) == 40 + short
+    for one, other in zip(found, expected, strict=True):
+        beats = one > expected.score.min(axis=1, keepdims=True) if one is found.kept_out else np.ones_like(one, bool)
+        np.testing.assert_array_equal(one[beats], other[beats])
 
 
 def test_what_a_user_gets_does_not_depend_on_who_is_beside() -> None:

@@ -1,5 +1,6 @@
 """What is made of published scores: one row an item, and the row of a person."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -91,6 +92,44 @@ def test_readers_go_back_and_forth(settings: Settings) -> None:
     for version in ("v1", "v2"):
         assert rollback.run(settings) == version
         assert lookup.run(change(settings, "lookup", user="ann"))["model_version"] == version
+
+
+def read_lance(url: str) -> pa.Table:
+    lance = pytest.importorskip("lance")
+    return lance.dataset(url).to_table()
+
+
+def read_delta(url: str) -> pa.Table:
+    deltalake = pytest.importorskip("deltalake")
+    return pa.table(deltalake.DeltaTable(url).to_pyarrow_table())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("to", "package", "read"), [("lance", "lance", read_lance), ("delta", "deltalake", read_delta)]
+)
+def test_a_lake_table_has_every_user_once_also_when_it_is_written_again(
+    settings: Settings, tmp_path: Path, to: str, package: str, read: Callable[[str], pa.Table]
+) -> None:
+    pytest.importorskip(package)
+    url = str(tmp_path / to)
+    for version in ("v1", "v2"):
+        publish(settings, version)
+        export.run(change(settings, "export", to=to, url=url))
+        found = sorted(read(url).to_pylist(), key=lambda row: row["user_id"])
+        assert found == sorted(rows(list(LISTS), version).to_pylist(), key=lambda row: row["user_id"])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_iceberg_table_has_every_user_once_also_when_it_is_written_again(settings: Settings, tmp_path: Path) -> None:
+    catalogs = pytest.importorskip("pyiceberg.catalog")
+    catalog = {"name": "shop", "type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": str(tmp_path)}
+    loaded = catalogs.load_catalog(**catalog)
+    for version in ("v1", "v2"):
+        publish(settings, version)
+        export.run(change(settings, "export", to="iceberg", url="scores.users", catalog=catalog))
+        found = sorted(loaded.load_table("scores.users").scan().to_arrow().to_pylist(), key=lambda row: row["user_id"])
+        assert found == sorted(rows(list(LISTS), version).to_pylist(), key=lambda row: row["user_id"])
 
 
 @pytest.mark.parametrize(
