@@ -95,6 +95,8 @@ class EvaluationSettings(SettingsModel):
     """Training events up to which a target item is shown as rare; one without any is shown as new."""
     item_knn: ItemKnnSettings = ItemKnnSettings()
     """The item_knn baseline."""
+    trees: bool = True
+    """Whether gradient-boosted trees on the counts of histories stand beside each outcome task."""
 
     @property
     def headline_k(self) -> int:

@@ -26,10 +26,11 @@ from data_io.snapshots import read_manifest
 from data_io.splits import Cutoffs, Split
 from data_io.store import QUALITY_REPORT_NAME, SequenceStore
 from model.baselines import BaselineTables
+from model.config import OutcomeTask
 from ray_jobs.baseline_passes import ItemCounts, count_history, find_neighbours, why_without_item_knn
 from ray_jobs.bucket_map import map_actors
 from ray_jobs.config import Settings
-from ray_jobs.evaluator import EvaluationRun, Evaluator
+from ray_jobs.evaluator import TREES, EvaluationRun, Evaluator
 from ray_jobs.figures import next_item_figures, own_intervals, verdicts
 from ray_jobs.learning import check_split
 from ray_jobs.list_figures import list_figures
@@ -39,6 +40,7 @@ from ray_jobs.progress import Progress, say
 from ray_jobs.protocol import describe_protocol
 from ray_jobs.report import write_report
 from ray_jobs.training import open_store
+from ray_jobs.tree_baseline import fit_trees
 
 REPORT_NAME = "report.json"
 
@@ -57,7 +59,8 @@ def run(settings: Settings) -> str:
                 lease.check()
             for name, writer in evaluation.writers.items():
                 if not is_published(writer.url, writer.fingerprint):
-                    writer.publish(marks[name], {"num_buckets": store.num_buckets})
+                    with_trees = any(mark[TREES] for mark in marks[name])
+                    writer.publish(marks[name], {"num_buckets": store.num_buckets, TREES: with_trees})
             report = _report(settings, evaluation, counts)
         storage.write_json(storage.join(url, REPORT_NAME), report)
         write_report(storage.join(url, "index.html"), report)
@@ -76,7 +79,7 @@ def _plan(settings: Settings, store: SequenceStore, split: Split, url: str) -> E
         "store": store.store_id,
         "split": settings.split.model_dump(),
         "target_actions": settings.target_actions,
-        "evaluation": options.model_dump(include={"exclude_seen", "recent_days", "item_knn"}),
+        "evaluation": options.model_dump(include={"exclude_seen", "recent_days", "item_knn", "trees"}),
         "list_k": options.headline_k,
     }
     held = [(name, folder.manifest["fingerprint"]) for name, folder in (models | tasks).items()]
@@ -135,6 +138,18 @@ def _with_counts(settings: Settings, evaluation: EvaluationRun, counts: ItemCoun
     return replace(evaluation, baselines=tables, training_events=counts.training)
 
 
+def _with_trees(settings: Settings, evaluation: EvaluationRun) -> EvaluationRun:
+    """The same with trees beside each outcome model, where there is anything to learn."""
+    if not settings.evaluation.trees or not isinstance(evaluation.split, Cutoffs):
+        return evaluation
+    tasks = {name: read_manifest(url)["task"] for name, url in evaluation.task_urls.items()}
+    fitted = {
+        name: fit_trees(evaluation.store, evaluation.split, OutcomeTask.model_validate(task), settings.seed)
+        for name, task in tasks.items()
+    }
+    return replace(evaluation, trees={name: trees for name, trees in fitted.items() if trees is not None})
+
+
 def _evaluate_buckets(
     settings: Settings, evaluation: EvaluationRun, counts: ItemCounts
 ) -> dict[str, list[dict[str, Any]]]:
@@ -146,7 +161,7 @@ def _evaluate_buckets(
     progress = Progress("evaluate", num_buckets, "buckets")
     progress.resume_at(num_buckets - len(missing))
     if missing:
-        evaluation = _with_counts(settings, evaluation, counts)
+        evaluation = _with_trees(settings, _with_counts(settings, evaluation, counts))
     for marks in map_actors(Evaluator, evaluation, missing, settings.cluster):
         for name, mark in marks.items():
             done[name][mark["bucket"]] = mark

@@ -5,7 +5,7 @@ or not at all.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,14 @@ from data_io.sequences import Sequences
 from data_io.splits import Cutoffs, Split
 from data_io.store import SequenceStore
 from model.baselines import Baselines, BaselineTables
-from model.checkpoint import SavedModel
 from model.config import OutcomeTask
 from model.popularity import GROUPS, popularity_groups
 from model.scoring import UserBatches, iter_batches, outcome_probabilities, rank_items
 from model.topk import exclude_items, target_ranks, top_k
 from ray_jobs.loading import find_device, known_to, load_for, outcome_model, with_inputs
+from ray_jobs.tree_baseline import predict_trees
 
-RANKER, NUM_LISTED = "ranker", "num_listed"
+RANKER, NUM_LISTED, TREES = "ranker", "num_listed", "trees"
 _SCORES_AT_ONCE = 1 << 25
 """So that memory does not grow with the catalogue: scores are 8 bytes, and ranking them takes about as much again."""
 HISTORIES = "(histories)"
@@ -55,6 +55,8 @@ class EvaluationRun:
     list_k: int
     """Items in the lists that are counted by item."""
     batch_size: int
+    trees: Mapping[str, str] = field(default_factory=dict)
+    """Gradient-boosted trees by outcome model, as text."""
 
 
 class Evaluator:
@@ -74,9 +76,11 @@ class Evaluator:
         sequences = with_inputs(self.run.store, encoders).read_sequences(bucket)
         ranks, lists = self.rank_targets(sequences)
         tables = {"next_item": ranks, "lists": lists}
-        tables |= {name: self.predict_outcomes(saved, sequences) for name, saved in self.tasks.items()}
+        tables |= {name: self.predict_outcomes(name, sequences) for name in self.tasks}
+        num_buckets = self.run.store.num_buckets
+        facts = {name: {"num_rows": table.num_rows, TREES: name in self.run.trees} for name, table in tables.items()}
         return {
-            name: self.run.writers[name].commit(bucket, self.run.store.num_buckets, table, {"num_rows": table.num_rows})
+            name: self.run.writers[name].commit(bucket, num_buckets, table, facts[name])
             for name, table in tables.items()
         }
 
@@ -140,8 +144,9 @@ class Evaluator:
         ranks = target_ranks(scores, targets).masked_fill(torch.isneginf(own[:, 0]), scores.shape[1] + 1)
         return ranks.cpu().numpy(), items[torch.isfinite(best)].cpu().numpy()
 
-    def predict_outcomes(self, saved: SavedModel, sequences: Sequences) -> pa.Table:
+    def predict_outcomes(self, name: str, sequences: Sequences) -> pa.Table:
         """One row per user with history at each of two moments: what was predicted, what happened, the features."""
+        saved = self.tasks[name]
         model, task = outcome_model(saved), OutcomeTask.model_validate(saved.manifest["task"])
         sequences = known_to(model.encoder, sequences)
         assert isinstance(self.run.split, Cutoffs), "there are no outcomes without moments"
@@ -152,12 +157,14 @@ class Evaluator:
             length = model.config.sequence_length
             examples = outcome_examples(sequences, cutoffs, task.horizon_days, length, actions)
             features = history_features(sequences, examples)
-            columns = {f"feature_{name}": features[:, place] for place, name in enumerate(FEATURE_NAMES)}
+            columns: dict[str, Any] = {f"feature_{name}": features[:, n] for n, name in enumerate(FEATURE_NAMES)}
             columns |= {
                 "outcome": examples.target,
                 "probability": outcome_probabilities(model, sequences, examples, UserBatches(self.run.batch_size)),
                 "stage": [stage] * len(examples),
             }
+            if name in self.run.trees:
+                columns[TREES] = predict_trees(self.run.trees[name], features)
             parts.append(pa.table({USER_ID: sequences.user_id.take(pa.array(examples.row)), **columns}))
         return pa.concat_tables(parts, promote_options="permissive")
 

@@ -97,6 +97,11 @@ def verdicts(next_item: dict[str, Any], outcomes: dict[str, Any]) -> list[str]:
             f"{name} {_compared(figures['gain_over_feature'])} the best single feature ({feature['name']}) in AUC: "
             f"{own['value']:.4f} against {feature['auc']['value']:.4f}"
         )
+        if "trees" in figures:
+            lines.append(
+                f"{name} {_compared(figures['gain_over_trees'])} gradient-boosted trees on the counts in AUC: "
+                f"{own['value']:.4f} against {figures['trees']['auc']['value']:.4f}"
+            )
     return lines
 
 

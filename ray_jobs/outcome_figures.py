@@ -4,6 +4,7 @@ Read from per-user results by tasks of Ray, of which only counts come back (`mod
 are chosen on validation users and measured on test users.
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
@@ -17,13 +18,14 @@ from data_io.snapshots import read_manifest
 from model.metrics import log_loss
 from model.score_counts import AreaMoments, ScoreCounts, total_counts
 from ray_jobs.bucket_map import map_buckets
+from ray_jobs.evaluator import TREES
 
 _CALIBRATION_BINS = 10
 _CURVE_POINTS = 50
 
 
 def outcome_figures(url: str) -> dict[str, Any]:
-    """AUC, log loss and calibration of a task beside the mean rate and the best single feature.
+    """AUC, log loss and calibration of a task beside the mean rate, the best single feature and, if there, trees.
 
     The feature and its direction are chosen on validation users and measured on test users. Intervals are those of
     DeLong et al. 1988.
@@ -32,31 +34,43 @@ def outcome_figures(url: str) -> dict[str, Any]:
     buckets = sorted(int(bucket) for bucket in manifest["buckets"])
     by_feature = total_counts(map_buckets(partial(_count_features, url, manifest), buckets))
     feature, sign, validation_area = _best_feature(by_feature)
-    own, other = total_counts(map_buckets(partial(_count_scores, url, manifest, feature, sign), buckets))
-    measured = map_buckets(partial(_measure, url, manifest, feature, sign, [own, other]), buckets)
-    moments, loss = reduce(lambda total, part: (total[0] + part[0], total[1] + part[1]), measured)
-    gain_low, gain_high = moments.interval([1.0, -1.0])
-    return {
+    read = partial(_test_users, url, manifest, feature, sign)
+    counts = total_counts(map_buckets(partial(_count_scores, read), buckets))
+    measured = map_buckets(partial(_measure, read, counts), buckets)
+    moments, losses = reduce(lambda total, part: (total[0] + part[0], total[1] + part[1]), measured)
+    own, other, *trees = counts
+    figures = {
         "num_users": own.num_users,
         "rate": own.rate,
-        "auc": _area(own, moments, [1.0, 0.0]),
-        "log_loss": loss / own.num_users if own.num_users else float("nan"),
+        "auc": _area(counts, moments, 0),
+        "log_loss": _mean(losses[0], own),
         "mean_rate_log_loss": own.log_loss_of(float(np.nan_to_num(by_feature[0].rate, nan=0.5))),
-        "best_feature": {
-            "name": feature,
-            "validation_auc": validation_area,
-            "auc": _area(other, moments, [0.0, 1.0]),
-        },
-        "gain_over_feature": {"low": gain_low, "high": gain_high},
+        "best_feature": {"name": feature, "validation_auc": validation_area, "auc": _area(counts, moments, 1)},
+        "gain_over_feature": _gain(moments, 1),
         "calibration": own.calibration(_CALIBRATION_BINS),
         "curve": own.curve(_CURVE_POINTS),
         "feature_curve": other.curve(_CURVE_POINTS),
     }
+    if trees:
+        figures["trees"] = {"auc": _area(counts, moments, 2), "log_loss": _mean(losses[2], own)}
+        figures["gain_over_trees"] = _gain(moments, 2)
+    return figures
 
 
-def _area(counts: ScoreCounts, moments: AreaMoments, weights: list[float]) -> dict[str, float]:
-    low, high = np.clip(moments.interval(weights), 0, 1).tolist()
-    return {"value": counts.area(), "low": low, "high": high}
+def _mean(total: float, counts: ScoreCounts) -> float:
+    return float(total / counts.num_users) if counts.num_users else float("nan")
+
+
+def _area(counts: list[ScoreCounts], moments: AreaMoments, place: int) -> dict[str, float]:
+    low, high = np.clip(moments.interval(np.eye(len(counts))[place].tolist()), 0, 1).tolist()
+    return {"value": counts[place].area(), "low": low, "high": high}
+
+
+def _gain(moments: AreaMoments, place: int) -> dict[str, float]:
+    """The area of the task's probability minus that of another score."""
+    identity = np.eye(len(moments.areas))
+    low, high = moments.interval((identity[0] - identity[place]).tolist())
+    return {"low": low, "high": high}
 
 
 def _read(url: str, manifest: dict[str, Any], bucket: int, stage: str, columns: list[str]) -> pa.Table:
@@ -82,28 +96,24 @@ def _best_feature(counts: list[ScoreCounts]) -> tuple[str, int, float]:
 
 def _test_users(
     url: str, manifest: dict[str, Any], feature: str, sign: int, bucket: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Outcome, probability and signed feature [N] of test users."""
-    table = _read(url, manifest, bucket, "test", ["probability", f"feature_{feature}"])
-    label, probability, values = (
-        table.column(name).to_numpy() for name in ("outcome", "probability", f"feature_{feature}")
-    )
-    return label, probability, sign * values
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Outcome [N] of test users, and their probability, signed feature and, if there, probability by trees [N]."""
+    names = ["probability", f"feature_{feature}", *([TREES] if manifest[TREES] else [])]
+    table = _read(url, manifest, bucket, "test", names)
+    label, probability, values, *trees = (table.column(name).to_numpy() for name in ("outcome", *names))
+    return label, [probability, sign * values, *trees]
 
 
-def _count_scores(
-    url: str, manifest: dict[str, Any], feature: str, sign: int, bucket: int
-) -> tuple[ScoreCounts, ScoreCounts]:
-    """Test users by probability and by feature."""
-    label, *scores = _test_users(url, manifest, feature, sign, bucket)
-    by_probability, by_feature = (ScoreCounts.of(label, of) for of in scores)
-    return by_probability, by_feature
+def _count_scores(read: Callable[[int], tuple[np.ndarray, list[np.ndarray]]], bucket: int) -> list[ScoreCounts]:
+    """Test users by each score."""
+    label, scores = read(bucket)
+    return [ScoreCounts.of(label, of) for of in scores]
 
 
 def _measure(
-    url: str, manifest: dict[str, Any], feature: str, sign: int, counts: list[ScoreCounts], bucket: int
-) -> tuple[AreaMoments, float]:
-    """Of a bucket's test users, how areas vary and the sum of negative log likelihoods."""
-    label, probability, values = _test_users(url, manifest, feature, sign, bucket)
-    loss = log_loss(label, probability.astype(np.float64)) * len(label) if len(label) else 0.0
-    return AreaMoments.of(label, [probability, values], counts), loss
+    read: Callable[[int], tuple[np.ndarray, list[np.ndarray]]], counts: list[ScoreCounts], bucket: int
+) -> tuple[AreaMoments, np.ndarray]:
+    """Of a bucket's test users, how areas vary, and sums of negative log likelihoods, of scores as probabilities."""
+    label, scores = read(bucket)
+    losses = [log_loss(label, of.astype(np.float64)) * len(label) if len(label) else 0.0 for of in scores]
+    return AreaMoments.of(label, scores, counts), np.array(losses)

@@ -47,7 +47,7 @@ SECTIONS = {
 
 
 def main() -> None:
-    num_users, rounds = (400, 2) if is_quick() else (900, 8)
+    num_users, rounds = (400, 2) if is_quick() else (2_000, 4)
     with tempfile.TemporaryDirectory(prefix="clickformer-bench-") as name, ray_session(ClusterSettings()):
         make_log(Path(name), num_users)
         run = make_training(Path(name), SECTIONS)

@@ -231,13 +231,21 @@ def check_outcomes(settings: Settings, store: SequenceStore, figures: dict[str, 
     assert test.keys() == happened["test"].keys()
     labels = np.array([happened["test"][user] for user in test])
     scores = np.array(list(test.values()))
-    above = scores[labels == 1][:, None] - scores[labels == 0]
     assert figures["num_users"] == len(labels)
     assert figures["rate"] == pytest.approx(labels.mean(), abs=1e-9)
-    assert figures["auc"]["value"] == pytest.approx(((above > 0) + (above == 0) / 2).mean(), abs=1e-6)
+    assert figures["auc"]["value"] == pytest.approx(area(labels, scores), abs=1e-6)
+    trees = np.array([row["trees"] for row in rows if row["stage"] == "test"])
+    assert figures["trees"]["auc"]["value"] == pytest.approx(area(labels, trees), abs=1e-6)
+    assert area(labels, trees) > 0.75
     assert figures["log_loss"] == pytest.approx(-np.log(np.where(labels == 1, scores, 1 - scores)).mean(), abs=1e-6)
     rate = np.mean(list(happened["validation"].values()))
     assert figures["mean_rate_log_loss"] == pytest.approx(
         -np.log(np.where(labels == 1, rate, 1 - rate)).mean(), abs=1e-6
     )
     assert figures["auc"]["low"] < figures["auc"]["value"] < figures["auc"]["high"]
+
+
+def area(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The share of pairs of a positive and a negative that are in order, ties counting half."""
+    above = scores[labels == 1][:, None] - scores[labels == 0]
+    return float(((above > 0) + (above == 0) / 2).mean())

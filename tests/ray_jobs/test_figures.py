@@ -35,7 +35,8 @@ def publish(tmp_path: Path) -> Publish:
 
     def run(*tables: pa.Table) -> str:
         writer = BucketWriter(url=str(tmp_path / "users"), fingerprint="this")
-        writer.publish([writer.commit(bucket, len(tables), table, {}) for bucket, table in enumerate(tables)], {})
+        facts = {"trees": "trees" in tables[0].column_names}
+        writer.publish([writer.commit(bucket, len(tables), table, {}) for bucket, table in enumerate(tables)], facts)
         return writer.url
 
     return run
@@ -240,6 +241,19 @@ def test_an_outcome_is_measured_on_test_users(publish: Publish) -> None:
     assert figures["log_loss"] == pytest.approx(-math.log(0.8))
     mean_rate = -(math.log(0.25) + math.log(0.75)) / 2
     assert figures["mean_rate_log_loss"] == pytest.approx(mean_rate), "the rate is the validation users'"
+
+
+def test_trees_stand_beside_the_task_where_there_are_any(publish: Publish) -> None:
+    tables = [make_outcomes(stage, [0, 1, 0, 1] * 3, [0.2, 0.8, 0.3, 0.7] * 3) for stage in ("validation", "test")]
+    figures = outcome_figures(publish(*tables))
+    assert not {"trees", "gain_over_trees"} & figures.keys()
+    worse = [table.append_column("trees", pa.array([0.4, 0.6, 0.7, 0.3] * 3, pa.float32())) for table in tables]
+    figures = outcome_figures(publish(*worse))
+    assert figures["trees"]["auc"]["value"] == 0.25
+    assert figures["trees"]["log_loss"] == pytest.approx(-(math.log(0.6) + math.log(0.3)) / 2)
+    assert figures["gain_over_trees"]["low"] > 0
+    lines = verdicts({"headline": "ndcg_at_10", "rankers": {}}, {"churn": figures})
+    assert lines[1] == "churn beats gradient-boosted trees on the counts in AUC: 1.0000 against 0.2500"
 
 
 def test_the_best_feature_and_its_direction_are_chosen_on_validation_users(publish: Publish) -> None:
