@@ -13,7 +13,9 @@ from model.eligibility import ItemRules, Personal, Scanned, concatenate_scanned
 from model.scan_kernels import GROUP, PORTION, Eligibility, finish_scan, largest_of_groups, scan_tile, start_scan
 
 _SAMPLED = 48
-"""One item of so many is looked at first, for what the K-th best may be."""
+"""One item of so many is looked at first, for what the K-th best may be, of large catalogues fewer."""
+_MOST_SAMPLED = 1 << 15
+"""So that a sample's scores take no more memory than a few tiles, whatever the catalogue."""
 _DEVIATIONS = 4.0
 """By how many standard deviations the guess is on the safe side."""
 
@@ -46,6 +48,7 @@ class _Scan:
         firsts = range(FIRST_INDEX, len(items), tile[1])
         self.tiles = [(first, items[first : first + tile[1]].T) for first in firsts]
         self.buffer = torch.empty(tile[0] * tile[1])
+        self.stride = max(_SAMPLED, -(-len(items) // _MOST_SAMPLED))
         self.num_denied = np.count_nonzero(rules.denied, axis=1)
 
     def __call__(self, users: Tensor, personal: Personal) -> Scanned:
@@ -66,18 +69,18 @@ class _Scan:
         Of the K best, and of as many more as are not for the user, a sample holds a number that hardly ever exceeds its
         mean by four standard deviations: so many places down the sample is the guess.
         """
-        sample, boost = self.items[FIRST_INDEX::_SAMPLED], self.rules.boost
+        sample, boost = self.items[FIRST_INDEX :: self.stride], self.rules.boost
         num_groups = -(-len(sample) // GROUP)
         not_eligible = np.bincount(personal.pairs.row, minlength=len(users)).astype(np.float64)
         if len(self.num_denied):
             not_eligible += self.num_denied[personal.class_of]
-        mean = (self.k + not_eligible) / _SAMPLED
+        mean = (self.k + not_eligible) / self.stride
         places = np.ceil(mean + _DEVIATIONS * np.sqrt(mean)).astype(np.int64)
         if personal.full.shape[1] or places.min() >= num_groups:
             return np.full(len(users), -np.inf, np.float32)
         scores = users @ sample.T
         if len(boost):
-            scores += torch.from_numpy(boost[:, FIRST_INDEX::_SAMPLED][personal.class_of])
+            scores += torch.from_numpy(boost[:, FIRST_INDEX :: self.stride][personal.class_of])
         largest = np.empty((len(users), num_groups), np.float32)
         largest_of_groups(scores.numpy(), largest)
         largest.sort(axis=1)

@@ -38,6 +38,7 @@ def train(rank: int, run: TrainRun, ledger: Path) -> None:
     LedgerTrainer(run, ledger).train()
 
 
+@pytest.mark.faults
 def test_a_model_is_not_published_on_a_full_disk(tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "sequence_length": 8}
     model = ClickformerEncoder(ClickformerConfig(vocabulary_size=1_000, num_actions=3, **sizes))

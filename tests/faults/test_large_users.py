@@ -98,6 +98,7 @@ def own_bytes(process: psutil.Process) -> int:
     return memory.rss - memory.shared
 
 
+@pytest.mark.faults
 def test_a_user_of_a_million_events_costs_no_more_memory_than_many_users(tmp_path: Path) -> None:
     peaks = {}
     for name, giant_share in (("giant", 1 / 1.2), ("many", 0.0)):

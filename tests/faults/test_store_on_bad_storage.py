@@ -117,6 +117,7 @@ def remote_settings(stores: Stores, url: str, job: str, rows_per_run: int = ON_T
 STUTTER = ("503", "500", "reset", "reset_mid_body", "lost")
 
 
+@pytest.mark.faults
 def test_build_append_and_compact_on_a_store_that_stutters(
     stores: Stores, remote: str, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
