@@ -20,7 +20,7 @@ class SettingsModel(BaseModel):
 
 
 SourceName = Literal[
-    "movielens", "amazon_s3rec", "online_retail", "retailrocket", "taobao", "complete_journey", "synthetic"
+    "movielens", "amazon_s3rec", "online_retail", "retailrocket", "taobao", "complete_journey", "cdnow", "synthetic"
 ]
 
 

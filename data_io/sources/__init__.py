@@ -62,6 +62,10 @@ def read_source(settings: SourceSettings) -> Iterator[pa.Table]:
             from data_io.sources import taobao
 
             return taobao.read_events(_needed_path(settings))
+        case "cdnow":
+            from data_io.sources import cdnow
+
+            return cdnow.read_events(_needed_path(settings))
         case "complete_journey":
             from data_io.sources import complete_journey
 

@@ -336,7 +336,7 @@ def test_no_name_says_what_to_do() -> None:
         read_source(SourceSettings())
 
 
-@pytest.mark.parametrize("name", ["movielens", "amazon_s3rec", "online_retail", "retailrocket", "taobao"])
+@pytest.mark.parametrize("name", ["movielens", "amazon_s3rec", "online_retail", "retailrocket", "taobao", "cdnow"])
 def test_missing_and_absent_paths(tmp_path: Path, name: SourceName) -> None:
     with pytest.raises(ValueError, match=rf"source\.path is not set: {name} needs the folder or file"):
         read_source(SourceSettings(name=name))
@@ -357,6 +357,38 @@ def test_synthetic_source_reads_no_files() -> None:
     assert table.equals(generate_events(small))
     with pytest.raises(ValueError, match=r"source\.path is x, but source\.name: synthetic reads no files"):
         read_source(SourceSettings(name="synthetic", path="x"))
+
+
+BOUGHT = [
+    (1, "1 at 10", "purchase", datetime(1997, 1, 1, tzinfo=UTC), 11.75, 1.0),
+    (2, "5 at 15", "purchase", datetime(1997, 1, 12, tzinfo=UTC), 15.5, 5.0),
+    (2, "6 at 0", "purchase", datetime(1997, 1, 12, tzinfo=UTC), 0.0, 9.0),
+    (3, "1 at 30", "purchase", datetime(1998, 6, 30, tzinfo=UTC), 99.0, 1.0),
+]
+
+
+def test_cdnow_text(tmp_path: Path) -> None:
+    lines = (" 00001 19970101  1  11.75", " 00002 19970112  5  77.50", " 00002 19970112  9   0.00", "3 19980630 1 99.0")
+    write_text(tmp_path / "CDNOW_master.txt", *lines)
+    assert read_rows("cdnow", tmp_path) == BOUGHT
+
+
+def test_cdnow_parquet(tmp_path: Path) -> None:
+    write_parquet(
+        tmp_path / "cdnow_master.parquet",
+        customer_id=[row[0] for row in BOUGHT],
+        date=pa.array([row[3].date() for row in BOUGHT]),
+        quantity=[1, 5, 9, 1],
+        price=[11.75, 77.5, 0.0, 99.0],
+    )
+    assert read_rows("cdnow", tmp_path) == BOUGHT
+
+
+@pytest.mark.parametrize("line", ["1 19970101 1", "1 19971301 1 2.0", "x 19970101 1 2.0", "1 19970101 1 2,0"])
+def test_cdnow_refuses_another_text(tmp_path: Path, line: str) -> None:
+    file = write_text(tmp_path / "CDNOW_master.txt", "1 19970101 1 2.0", line)
+    with pytest.raises(DataContractError, match=r"CDNOW_master\.txt: not the published text file"):
+        read_rows("cdnow", file)
 
 
 def naive_hash(first: int, second: int) -> int:
@@ -447,6 +479,12 @@ def test_real_online_retail(shared_data: Callable[[str], Path]) -> None:
     assert (table.num_rows, table["user_id"].null_count) == (541_909, 135_080)
     assert pc.sum(pc.equal(table["action"], "return")).as_py() == 10_624
     assert pc.min(table["quantity"]).as_py() > 0
+
+
+def test_real_cdnow(shared_data: Callable[[str], Path]) -> None:
+    table = read_table("cdnow", shared_data("cdnow"))
+    assert (table.num_rows, num_users(table)) == (69_659, 23_570)
+    assert pc.sum(pc.multiply(table["price"], table["quantity"])).as_py() == pytest.approx(2_500_315.63)
 
 
 @pytest.mark.parametrize(
