@@ -30,7 +30,7 @@ from model.config import OutcomeTask
 from ray_jobs.baseline_passes import ItemCounts, count_history, find_neighbours, why_without_item_knn
 from ray_jobs.bucket_map import map_actors
 from ray_jobs.config import Settings
-from ray_jobs.evaluator import TREES, EvaluationRun, Evaluator
+from ray_jobs.evaluator import EvaluationRun, Evaluator
 from ray_jobs.figures import next_item_figures, own_intervals, verdicts
 from ray_jobs.learning import check_split
 from ray_jobs.list_figures import list_figures
@@ -59,8 +59,7 @@ def run(settings: Settings) -> str:
                 lease.check()
             for name, writer in evaluation.writers.items():
                 if not is_published(writer.url, writer.fingerprint):
-                    with_trees = any(mark[TREES] for mark in marks[name])
-                    writer.publish(marks[name], {"num_buckets": store.num_buckets, TREES: with_trees})
+                    writer.publish(marks[name], {"num_buckets": store.num_buckets})
             report = _report(settings, evaluation, counts)
         storage.write_json(storage.join(url, REPORT_NAME), report)
         write_report(storage.join(url, "index.html"), report)

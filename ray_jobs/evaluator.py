@@ -26,7 +26,7 @@ from model.popularity import GROUPS, popularity_groups
 from model.scoring import UserBatches, iter_batches, outcome_probabilities, rank_items
 from model.topk import exclude_items, target_ranks, top_k
 from ray_jobs.loading import find_device, known_to, load_for, outcome_model, with_inputs
-from ray_jobs.tree_baseline import predict_trees
+from ray_jobs.tree_baseline import load_trees, predict_trees
 
 RANKER, NUM_LISTED, TREES = "ranker", "num_listed", "trees"
 _SCORES_AT_ONCE = 1 << 25
@@ -67,6 +67,7 @@ class Evaluator:
         self.device = find_device()
         self.models = {name: load_for(url, self.device, run.store).encoder for name, url in run.model_urls.items()}
         self.tasks = {name: load_for(url, self.device, run.store) for name, url in run.task_urls.items()}
+        self.trees = {name: load_trees(text) for name, text in run.trees.items()}
         self.baselines = Baselines(run.baselines, self.device)
         self.groups = popularity_groups(run.training_events)
 
@@ -77,10 +78,8 @@ class Evaluator:
         ranks, lists = self.rank_targets(sequences)
         tables = {"next_item": ranks, "lists": lists}
         tables |= {name: self.predict_outcomes(name, sequences) for name in self.tasks}
-        num_buckets = self.run.store.num_buckets
-        facts = {name: {"num_rows": table.num_rows, TREES: name in self.run.trees} for name, table in tables.items()}
         return {
-            name: self.run.writers[name].commit(bucket, num_buckets, table, facts[name])
+            name: self.run.writers[name].commit(bucket, self.run.store.num_buckets, table, {"num_rows": table.num_rows})
             for name, table in tables.items()
         }
 
@@ -163,8 +162,8 @@ class Evaluator:
                 "probability": outcome_probabilities(model, sequences, examples, UserBatches(self.run.batch_size)),
                 "stage": [stage] * len(examples),
             }
-            if name in self.run.trees:
-                columns[TREES] = predict_trees(self.run.trees[name], features)
+            if name in self.trees:
+                columns[TREES] = predict_trees(self.trees[name], features)
             parts.append(pa.table({USER_ID: sequences.user_id.take(pa.array(examples.row)), **columns}))
         return pa.concat_tables(parts, promote_options="permissive")
 

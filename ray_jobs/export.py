@@ -50,6 +50,8 @@ def run(settings: Settings) -> str:
         raise SettingsError(f"export.to {options.to} needs the package {package}: pip install {package}")
     if options.url is None:
         raise SettingsError(f"export.to {options.to} needs export.url: where the table is")
+    if options.to == "iceberg" and "." not in options.url:
+        raise SettingsError(f"export.url {options.url} names no Iceberg table: give NAMESPACE.TABLE")
     with ray_session(settings.cluster):
         _write_table(_as_dataset(source, manifest), options, options.url)
     say(f"export: {manifest['num_users']:,} users in the {options.to} table {options.url}")

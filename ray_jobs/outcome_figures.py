@@ -34,7 +34,9 @@ def outcome_figures(url: str) -> dict[str, Any]:
     buckets = sorted(int(bucket) for bucket in manifest["buckets"])
     by_feature = total_counts(map_buckets(partial(_count_features, url, manifest), buckets))
     feature, sign, validation_area = _best_feature(by_feature)
-    read = partial(_test_users, url, manifest, feature, sign)
+    names = ["probability", f"feature_{feature}"]
+    names += [name for name in read_bucket(url, manifest, buckets[0]).column_names if name == TREES]
+    read = partial(_test_users, url, manifest, names, sign)
     counts = total_counts(map_buckets(partial(_count_scores, read), buckets))
     measured = map_buckets(partial(_measure, read, counts), buckets)
     moments, losses = reduce(lambda total, part: (total[0] + part[0], total[1] + part[1]), measured)
@@ -95,10 +97,9 @@ def _best_feature(counts: list[ScoreCounts]) -> tuple[str, int, float]:
 
 
 def _test_users(
-    url: str, manifest: dict[str, Any], feature: str, sign: int, bucket: int
+    url: str, manifest: dict[str, Any], names: list[str], sign: int, bucket: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Outcome [N] of test users, and their probability, signed feature and, if there, probability by trees [N]."""
-    names = ["probability", f"feature_{feature}", *([TREES] if manifest[TREES] else [])]
     table = _read(url, manifest, bucket, "test", names)
     label, probability, values, *trees = (table.column(name).to_numpy() for name in ("outcome", *names))
     return label, [probability, sign * values, *trees]

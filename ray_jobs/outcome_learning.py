@@ -11,7 +11,7 @@ from data_io.batch import FEATURES, OUTCOME, PADDING_MASK, Batch, collate, paddi
 from data_io.examples import Examples, outcome_examples
 from data_io.features import FEATURE_NAMES, history_features, scale_features
 from data_io.sequences import Sequences
-from data_io.splits import DAY_US, Cutoffs
+from data_io.splits import Cutoffs
 from data_io.store import SequenceStore
 from model.adapters import describe_base
 from model.checkpoint import load_model
@@ -43,8 +43,7 @@ class OutcomeLearning:
     @property
     def cutoffs(self) -> np.ndarray:
         """[C] moments at which training users are asked; every horizon ends by the validation cutoff."""
-        horizon = int(self.task.horizon_days * DAY_US)
-        return self.split.validation - horizon * np.arange(self.task.num_cutoffs, 0, -1)
+        return self.split.training_moments(self.task.num_cutoffs, self.task.horizon_days)
 
     def make_examples(self, sequences: Sequences) -> Examples:
         """Every user with history at every training cutoff."""

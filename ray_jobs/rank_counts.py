@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_io.buckets import read_bucket
 from data_io.snapshots import read_manifest
@@ -105,11 +106,13 @@ def _slices_of(table: pa.Table, quarters: dict[str, tuple[int, int]], rare_event
         rare_events: training events up to which a target is rare.
     """
     length = table.column(_LENGTH).to_numpy()
-    group = np.asarray(table.column("target_group").to_pylist(), object)
+    group = table.column("target_group")
     events = table.column("target_training_events").to_numpy()
     kinds = {
         "length of history": {name: (length >= low) & (length <= top) for name, (low, top) in quarters.items()},
-        "popularity of the target": {f"{name} items": group == name for name in GROUPS},
+        "popularity of the target": {
+            f"{name} items": pc.call_function("equal", [group, pa.scalar(name)]).to_numpy() for name in GROUPS
+        },
         "training events of the target": {
             "new (none)": events == 0,
             f"rare (1 to {rare_events})": (events > 0) & (events <= rare_events),

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_io.examples import outcome_examples
 from data_io.features import FEATURE_NAMES, history_features
-from data_io.splits import DAY_US, Cutoffs
+from data_io.splits import Cutoffs
 from data_io.store import SequenceStore
 from model.config import OutcomeTask
 from ray_jobs.bucket_map import map_buckets
@@ -38,8 +38,7 @@ def fit_trees(store: SequenceStore, split: Cutoffs, task: OutcomeTask, seed: int
     Source:
         Friedman 2001, "Greedy function approximation: a gradient boosting machine"; Ke et al. 2017, "LightGBM".
     """
-    horizon = int(task.horizon_days * DAY_US)
-    moments = split.validation - horizon * np.arange(task.num_cutoffs, 0, -1)
+    moments = split.training_moments(task.num_cutoffs, task.horizon_days)
     share = min(1.0, MOST_EXAMPLES / max(store.num_users * (task.num_cutoffs + 1), 1))
     actions = store.action_indices(task.actions)
 
@@ -59,11 +58,16 @@ def fit_trees(store: SequenceStore, split: Cutoffs, task: OutcomeTask, seed: int
     return _fit(training, validation, seed)
 
 
-def predict_trees(trees: str, features: np.ndarray) -> np.ndarray:
+def load_trees(text: str) -> lightgbm.Booster:
+    """Trees from LightGBM's text."""
+    return lightgbm.Booster(model_str=text)
+
+
+def predict_trees(trees: lightgbm.Booster, features: np.ndarray) -> np.ndarray:
     """[N] float32 probabilities, from features [N, F]."""
     if not len(features):
         return np.zeros(0, np.float32)
-    return np.asarray(lightgbm.Booster(model_str=trees).predict(features, num_threads=1)).astype(np.float32)
+    return np.asarray(trees.predict(features, num_threads=1)).astype(np.float32)
 
 
 def _together(parts: list[Rows]) -> Rows:

@@ -137,6 +137,7 @@ def test_an_iceberg_table_has_every_user_once_also_when_it_is_written_again(sett
     [
         ({"to": "lance", "url": "x"}, r"needs the package pylance: pip install pylance"),
         ({"to": "delta"}, r"needs export\.url"),
+        ({"to": "iceberg", "url": "users"}, r"export\.url users names no Iceberg table: give NAMESPACE\.TABLE"),
     ],
     ids=str,
 )
@@ -144,7 +145,7 @@ def test_a_table_that_cannot_be_written_is_refused(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], message: str
 ) -> None:
     publish(settings, "v1")
-    has_package = options["to"] == "delta"
+    has_package = options["to"] != "lance"
     monkeypatch.setattr("importlib.util.find_spec", lambda _: has_package or None)
     with pytest.raises(SettingsError, match=message):
         export.run(change(settings, "export", **options))

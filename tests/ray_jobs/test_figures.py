@@ -35,8 +35,7 @@ def publish(tmp_path: Path) -> Publish:
 
     def run(*tables: pa.Table) -> str:
         writer = BucketWriter(url=str(tmp_path / "users"), fingerprint="this")
-        facts = {"trees": "trees" in tables[0].column_names}
-        writer.publish([writer.commit(bucket, len(tables), table, {}) for bucket, table in enumerate(tables)], facts)
+        writer.publish([writer.commit(bucket, len(tables), table, {}) for bucket, table in enumerate(tables)], {})
         return writer.url
 
     return run

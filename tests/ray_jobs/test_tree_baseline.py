@@ -15,7 +15,7 @@ from model.config import OutcomeTask
 from model.metrics import area_under_curve
 from ray_jobs import tree_baseline
 from ray_jobs.bucket_map import map_on_threads
-from ray_jobs.tree_baseline import fit_trees, predict_trees
+from ray_jobs.tree_baseline import fit_trees, load_trees, predict_trees
 
 SPLIT = Cutoffs(validation=60 * DAY_US, test=70 * DAY_US, end=80 * DAY_US)
 TASK = OutcomeTask(horizon_days=10, num_cutoffs=3)
@@ -55,9 +55,10 @@ def test_trees_tell_users_apart_and_come_out_the_same_again() -> None:
     assert trees == fit_trees(store, SPLIT, TASK, seed=0)
     sequences = store.read_sequences(0)
     examples = outcome_examples(sequences, np.array([SPLIT.test]), TASK.horizon_days, 1, None)
-    probability = predict_trees(trees, history_features(sequences, examples))
+    booster = load_trees(trees)
+    probability = predict_trees(booster, history_features(sequences, examples))
     assert area_under_curve(examples.target, probability) > 0.85
-    assert len(predict_trees(trees, history_features(sequences, examples.take(np.arange(0))))) == 0
+    assert len(predict_trees(booster, history_features(sequences, examples.take(np.arange(0))))) == 0
 
 
 def test_no_more_examples_than_allowed_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
