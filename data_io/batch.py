@@ -34,7 +34,7 @@ TARGET_ITEM_INDEX: Final = "target_item_index"
 TARGET_ACTION_INDEX: Final = "target_action_index"
 """[B, T] int64: the action of the event after each position; 0 where there is none."""
 OUTCOME: Final = "outcome"
-"""[B] float32: the outcome to predict, 0 or 1."""
+"""[B, L] float32: labels of questions; NaN where one is not asked."""
 FEATURES: Final = "features"
 """[B, F] float32: counts and recency of the whole history (`data_io.features`)."""
 PER_EXAMPLE: Final = (OUTCOME, FEATURES)

@@ -5,18 +5,20 @@ outcomes to learn are all examples, so that one collate function serves them all
 of prediction, and none at or after a cutoff, lies in an example's span.
 """
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
 
+from data_io.labels import Question, label_users
 from data_io.schema import PADDING_INDEX
 from data_io.sequences import Sequences
-from data_io.splits import DAY_US, Cutoffs, Split, Stage, ends_before, history_ends, target_ends
+from data_io.splits import Cutoffs, Split, Stage, ends_before, history_ends, target_ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """N examples of one bucket; every array is [N]."""
+    """N examples of one bucket; every array is [N], save labels of questions."""
 
     row: np.ndarray
     """User's row in the bucket."""
@@ -27,7 +29,8 @@ class Examples:
     now: np.ndarray
     """Moment of prediction, microseconds since 1970 UTC."""
     target: np.ndarray
-    """Item index to predict (next item), or outcome 0 or 1, or 0 where nothing is asked."""
+    """Item index to predict (next item), or 0 where nothing is asked; of questions [N, L] labels, NaN where one is not
+    asked."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -108,29 +111,21 @@ def next_item_examples(
     return _spans(sequences, row, ends[row], moments, length, sequences.item_index[target[row]])
 
 
-def outcome_examples(
-    sequences: Sequences, cutoffs: np.ndarray, horizon_days: float, length: int, actions: np.ndarray | None
-) -> Examples:
-    """Whether something happens within a horizon, asked of every user with history at each of several cutoffs.
+def question_examples(sequences: Sequences, cutoffs: np.ndarray, length: int, questions: Seq[Question]) -> Examples:
+    """Questions asked of every user with history at each of several cutoffs, if any of them can be.
 
     Args:
-        sequences: of a bucket.
+        sequences: of a bucket, with the numbers that labels are made of.
         cutoffs: [C] moments, microseconds since 1970 UTC.
-        horizon_days: the outcome is 1 if a wanted event lies in [cutoff, cutoff + horizon).
         length: most events a span may hold.
-        actions: action indices that count; None: any event.
+        questions: what is asked; only events in [cutoff, cutoff + horizon) answer it.
     """
-    wanted = np.ones(len(sequences.action_index), bool)
-    if actions is not None:
-        wanted = np.isin(sequences.action_index, actions)
-    counted = np.concatenate([[0], np.cumsum(wanted)])
     parts = []
     for cutoff in cutoffs.tolist():
         ends = ends_before(sequences, cutoff)
-        until = ends_before(sequences, cutoff + int(horizon_days * DAY_US))
-        happens = (counted[until] > counted[ends]).astype(np.int32)
-        row = np.flatnonzero(ends > sequences.starts)
-        parts.append(_spans(sequences, row, ends[row], np.full(len(row), cutoff), length, happens[row]))
+        labels = label_users(questions, sequences, cutoff)
+        row = np.flatnonzero((ends > sequences.starts) & ~np.isnan(labels).all(axis=1))
+        parts.append(_spans(sequences, row, ends[row], np.full(len(row), cutoff), length, labels[row]))
     return concatenate(parts)
 
 
@@ -159,4 +154,5 @@ def _spans(
     sequences: Sequences, row: np.ndarray, ends: np.ndarray, moments: np.ndarray, length: int, target: np.ndarray
 ) -> Examples:
     start = np.maximum(ends - length, sequences.starts[row])
-    return Examples(row=row, start=start, end=ends, now=moments, target=target.astype(np.int32))
+    kind = np.float32 if target.ndim > 1 else np.int32
+    return Examples(row=row, start=start, end=ends, now=moments, target=target.astype(kind))

@@ -31,7 +31,7 @@ _SCORE_BINS = np.linspace(-24.0, 0.0, 25)[1:-1]
 
 
 def task_column(name: str) -> str:
-    """The column of a task's probability."""
+    """The column of a task's probability or amount, or of the probabilities of its classes."""
     return f"score_{name}"
 
 
@@ -50,7 +50,7 @@ class UserScores:
     embedding: np.ndarray
     """[B, D] float32 or float16."""
     tasks: dict[str, np.ndarray]
-    """[B] probability by task."""
+    """[B, P] answers by task and question: a probability or number, or several."""
 
 
 def scores_table(
@@ -85,13 +85,20 @@ def scores_table(
         SOURCE: pa.array(sources, pa.string()).take(pa.array(scores.source)),
         RULES: _names_of_bits(scores.acted, rules),
     }
-    columns |= {task_column(name): pa.array(values.astype(np.float32)) for name, values in scores.tasks.items()}
+    columns |= {task_column(name): _answers(values.astype(np.float32)) for name, values in scores.tasks.items()}
     columns |= {
         EMBEDDING: pa.FixedSizeListArray.from_arrays(vectors, width),
         NUM_EVENTS: pa.array(num_events.astype(np.int32)),
         MODEL_VERSION: pa.repeat(pa.scalar(model_version), len(user_ids)),
     }
     return pa.table(columns)
+
+
+def _answers(values: np.ndarray) -> pa.Array:
+    """[B] answers, each a number or, where there are several, a list of them."""
+    if values.ndim == 1 or values.shape[1] == 1:
+        return pa.array(values.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 def _names_of_bits(bits: np.ndarray, names: Sequence[str]) -> pa.LargeListArray:

@@ -4,7 +4,7 @@ Events of a bucket are flat columns; a user is a slice of them given by offsets.
 How encoded events become sequences, and how parts of a user's sequence become one, is in `data_io.merging`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -32,6 +32,8 @@ class Sequences:
     """[E] int64, microseconds since 1970 UTC."""
     columns: Mapping[str, EncodedColumn] = field(default_factory=dict)
     """Further columns of the events that were asked for, by name."""
+    numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """[E] float32 numbers of the events that were asked for as they are, by column; NaN where one is missing."""
 
     @property
     def num_users(self) -> int:
@@ -107,12 +109,13 @@ def flat_values(lists: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     return raw - raw[0], whole.values.slice(raw[0], raw[-1] - raw[0])
 
 
-def to_sequences(table: pa.Table, kinds: Mapping[str, str] | None = None) -> Sequences:
+def to_sequences(table: pa.Table, kinds: Mapping[str, str] | None = None, numbers: Sequence[str] = ()) -> Sequences:
     """Flat columns of store rows, without copying the events.
 
     Args:
         table: rows with user_id, item_index, action_index and event_time.
         kinds: of further columns to encode, by name; None: none.
+        numbers: columns whose numbers are taken as they are.
     """
     offsets = np.zeros(1, np.int64)
     columns: dict[str, np.ndarray] = {}
@@ -121,5 +124,6 @@ def to_sequences(table: pa.Table, kinds: Mapping[str, str] | None = None) -> Seq
         flat = values.to_numpy(zero_copy_only=False)
         columns[name] = flat.astype("datetime64[us]").view(np.int64) if name == EVENT_TIME else flat
     further = {name: encode_column(kind, flat_values(table.column(name))[1]) for name, kind in (kinds or {}).items()}
+    as_they_are = {name: flat_values(table.column(name))[1].to_numpy(zero_copy_only=False) for name in numbers}
     user_id = table.column(USER_ID).combine_chunks()
-    return Sequences(user_id=user_id, offsets=offsets, columns=further, **columns)
+    return Sequences(user_id=user_id, offsets=offsets, columns=further, numbers=as_they_are, **columns)

@@ -35,9 +35,11 @@ class Cutoffs:
         """The cutoff at which a stage's targets begin."""
         return self.validation if stage == "validation" else self.test
 
-    def training_moments(self, num_moments: int, horizon_days: float) -> np.ndarray:
-        """[C] moments one horizon apart, the last one horizon before the validation cutoff."""
-        return self.validation - int(horizon_days * DAY_US) * np.arange(num_moments, 0, -1)
+    def training_moments(self, num_moments: int, horizon_days: float, every_days: float | None = None) -> np.ndarray:
+        """[C] moments so many days (None: one horizon) apart, the last one horizon before the validation cutoff."""
+        every = horizon_days if every_days is None else every_days
+        last = self.validation - int(horizon_days * DAY_US)
+        return last - int(every * DAY_US) * np.arange(num_moments - 1, -1, -1)
 
     def describe(self) -> dict[str, str]:
         """The moments as text."""

@@ -8,7 +8,7 @@ A bucket has a part from each build or append that had events of its users; part
 buckets it names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -51,6 +51,8 @@ class SequenceStore:
     """Vocabulary size and number of action indices of the model that reads; None: all there are."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Further columns that sequences bring along, by name, each with its kind."""
+    numbers: tuple[str, ...] = ()
+    """Columns of numbers that sequences bring along as they are."""
 
     @classmethod
     def open(cls, url: str) -> "SequenceStore":
@@ -73,6 +75,10 @@ class SequenceStore:
         """
         with_kinds(columns, self.event_columns)
         return replace(self, columns=columns)
+
+    def with_numbers(self, names: Sequence[str]) -> "SequenceStore":
+        """The store whose sequences bring along these columns of numbers, which it has, as they are."""
+        return replace(self, numbers=tuple(names))
 
     def check_current(self) -> None:
         """Fail where the store cannot be changed, only read.
@@ -169,8 +175,9 @@ class SequenceStore:
 
     def read_sequences(self, bucket: int) -> Sequences:
         """Users and events of one bucket with the columns asked for, verified against the manifest."""
-        rows = self.read_rows(bucket, columns=[*_SEQUENCE_COLUMNS, *self.columns])
-        sequences = to_sequences(rows, self.columns)
+        further = dict.fromkeys((*self.columns, *self.numbers))
+        rows = self.read_rows(bucket, columns=[*_SEQUENCE_COLUMNS, *further])
+        sequences = to_sequences(rows, self.columns, self.numbers)
         if self._indices is not None:
             sequences = replace(sequences, item_index=self._indices[sequences.item_index])
         return sequences if self.limits is None else sequences.known_to(*self.limits)

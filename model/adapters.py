@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from data_io import storage
 from data_io.config import SettingsError
 from data_io.snapshots import read_manifest
-from model.config import LowRankAdapters
 from model.encoder import ClickformerEncoder
+from model.task_config import LowRankAdapters
 
 ADAPTER, BASE = "adapter", "base"
 """What a manifest calls the base of adapters, and the base's place in it."""

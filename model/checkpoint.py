@@ -4,11 +4,12 @@ A model is a Hugging Face folder with its manifest put last. Checkpoints to resu
 Invariant: what has no manifest does not exist; nothing is a pickle.
 """
 
+import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from data_io.schema import ITEM_ID, DataContractError
 from data_io.snapshots import MANIFEST_NAME, read_manifest
 from data_io.vocabulary import VOCABULARY_NAME, Vocabulary, read_vocabulary
 from model.adapters import ADAPTER, BASE, has_adapters, load_adapters, save_adapters
+from model.blend import Blend
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import ClickformerForOutcome
 
 transformers_logging.disable_progress_bar()
+_BLENDS = "blends.json"
 
 
 class CheckpointError(Exception):
@@ -39,7 +42,13 @@ def _is_whole(local: Path, manifest: dict[str, Any]) -> bool:
     )
 
 
-def save_model(model: PreTrainedModel, vocabulary: Vocabulary, url: str, manifest: dict[str, Any]) -> None:
+def save_model(
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    url: str,
+    manifest: dict[str, Any],
+    blends: Mapping[str, Blend] | None = None,
+) -> None:
     """Publish a Hugging Face folder with its vocabulary; the manifest is put last.
 
     Of a model with adapters just these are published, and what learned beside them.
@@ -49,6 +58,7 @@ def save_model(model: PreTrainedModel, vocabulary: Vocabulary, url: str, manifes
         vocabulary: the model was trained with.
         url: of the folder.
         manifest: kind (next_item or outcome), fingerprint, settings and whatever a user of the model should know.
+        blends: by question; what its probability is put together with.
 
     Raises:
         CheckpointError: a weight is not finite.
@@ -63,6 +73,7 @@ def save_model(model: PreTrainedModel, vocabulary: Vocabulary, url: str, manifes
                 save_adapters(model, Path(local))
             else:
                 model.save_pretrained(local)
+        _write_blends(Path(local), blends or {})
         storage.write_parquet(f"{local}/{VOCABULARY_NAME}", pa.table({ITEM_ID: vocabulary.item_ids}))
         files = storage.upload_folder(Path(local), url)
     known = {"vocabulary_sha256": vocabulary.digest(), "vocabulary_size": vocabulary.size}
@@ -87,6 +98,8 @@ class SavedModel:
     model: ClickformerEncoder | ClickformerForOutcome
     vocabulary: Vocabulary
     manifest: dict[str, Any]
+    blends: dict[str, Blend] = field(default_factory=dict)
+    """By question, what its probability is put together with."""
 
     @property
     def encoder(self) -> ClickformerEncoder:
@@ -110,12 +123,13 @@ def _base_of(url: str, manifest: dict[str, Any]) -> ClickformerEncoder:
     return base.encoder
 
 
-def publish_model(source: str, target: str, *, merge: bool) -> None:
+def publish_model(source: str, target: str, *, merge: bool, blends: Mapping[str, Blend] | None = None) -> None:
     """Publish elsewhere what `save_model` published, verified.
 
     Args:
         source, target: URLs of folders.
         merge: whether adapters become part of the weights.
+        blends: that are published with it.
 
     Raises:
         CheckpointError: it cannot be loaded.
@@ -123,11 +137,13 @@ def publish_model(source: str, target: str, *, merge: bool) -> None:
     saved = load_model(source)
     manifest = {name: value for name, value in saved.manifest.items() if name != "files"}
     if ADAPTER not in manifest or merge:
-        save_model(saved.model, saved.vocabulary, target, {k: v for k, v in manifest.items() if k != ADAPTER})
+        without = {name: value for name, value in manifest.items() if name != ADAPTER}
+        save_model(saved.model, saved.vocabulary, target, without, blends)
         return
     with tempfile.TemporaryDirectory() as local:
         storage.download_folder(source, Path(local))
         (Path(local) / MANIFEST_NAME).unlink(missing_ok=True)
+        _write_blends(Path(local), blends or {})
         files = storage.upload_folder(Path(local), target)
     storage.write_json(storage.join(target, MANIFEST_NAME), manifest | {"files": files})
 
@@ -154,4 +170,18 @@ def load_model(url: str) -> SavedModel:
         else:
             model = kind.from_pretrained(local)
         model.eval()
-    return SavedModel(model, read_vocabulary(url), manifest)
+        blends = _read_blends(Path(local))
+    return SavedModel(model, read_vocabulary(url), manifest, blends)
+
+
+def _write_blends(folder: Path, blends: Mapping[str, Blend]) -> None:
+    if blends:
+        content = {name: {"weights": blend.weights, "trees": blend.trees} for name, blend in blends.items()}
+        (folder / _BLENDS).write_text(json.dumps(content))
+
+
+def _read_blends(folder: Path) -> dict[str, Blend]:
+    if not (folder / _BLENDS).exists():
+        return {}
+    content = json.loads((folder / _BLENDS).read_text())
+    return {name: Blend(tuple(known["weights"]), known["trees"]) for name, known in content.items()}

@@ -34,6 +34,8 @@ class ClickformerConfig(PreTrainedConfig):
         neighbour_share: float = 0.3,
         backbone: dict[str, Any] | None = None,  # of `BackboneSettings`; None: our own blocks
         num_features: int = 0,
+        questions: Sequence[dict[str, Any]] = ({"name": "", "answer": "binary", "num_classes": 0},),
+        deep_heads: bool = True,
         inputs: dict[str, str] | None = None,  # None: of a model saved before there was a choice
         asked_action: int = PADDING_INDEX,
         item_features: Sequence[dict[str, Any]] = (),
@@ -56,6 +58,8 @@ class ClickformerConfig(PreTrainedConfig):
         self.neighbour_share = neighbour_share
         self.backbone = backbone or {"kind": "own"}
         self.num_features = num_features
+        self.questions = list(questions)
+        self.deep_heads = deep_heads
         self.inputs = dict.fromkeys(DEFAULT_INPUTS, OWN) if inputs is None else dict(inputs)
         self.asked_action = asked_action
         self.item_features = list(item_features)

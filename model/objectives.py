@@ -14,14 +14,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from data_io.batch import (
     ACTION_INDEX,
     ASKED_ACTION,
     ELAPSED,
     ITEM_INDEX,
-    OUTCOME,
     PADDING_MASK,
     TARGET_ACTION_INDEX,
     TARGET_ITEM_INDEX,
@@ -40,7 +38,6 @@ from model.encoder import (
     choosable_events,
     event_inputs,
 )
-from model.heads import ClickformerForOutcome
 from model.loss_config import AutoSoftmax, BinaryLoss, FullSoftmax, SampledSoftmax, SoftmaxSettings
 from model.losses import Correction, gbce_exponent, generalised_bce_loss, sampled_softmax_loss
 from model.negatives import NegativeSampler
@@ -283,25 +280,3 @@ class MaskedItemObjective(ItemObjective):
         inputs = self.ask(inputs, torch.where(hidden, batch[ACTION_INDEX], PADDING_INDEX), seed)
         loss = self.mixture_loss(inputs, torch.where(hidden, items, 0), seed, known.sum())
         return self.add_contrasts(loss, batch, torch.where(known, items, PADDING_INDEX), seed)
-
-
-class OutcomeObjective(nn.Module):
-    """Binary cross-entropy of one outcome a user."""
-
-    def __init__(self, model: ClickformerForOutcome) -> None:
-        super().__init__()
-        self.model = model
-
-    def train(self, mode: bool = True) -> "OutcomeObjective":
-        """As usual, but an encoder that does not learn keeps its dropout off."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.model.encoder.parameters()):
-            self.model.encoder.eval()
-        return self
-
-    def forward(self, batch: TensorBatch, seed: int) -> Tensor:
-        """Summed loss over the users of a batch that have events; nothing here is drawn by `seed`."""
-        logits = self.model(batch)
-        real = batch[PADDING_MASK].any(dim=1)
-        losses = F.binary_cross_entropy_with_logits(logits, batch[OUTCOME], reduction="none")
-        return torch.where(real, losses, 0.0).sum()

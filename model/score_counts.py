@@ -99,6 +99,13 @@ class ScoreCounts:
             for score, seen, size in zip(predicted, observed, np.diff(ends), strict=True)
         ]
 
+    def calibration_error(self, num_bins: int) -> float:
+        """Mean distance of score and rate in equal parts of the users (Naeini et al. 2015, "Obtaining well calibrated
+        probabilities using Bayesian binning", with parts of equal size)."""
+        bins = self.calibration(num_bins)
+        distances = [abs(part["predicted"] - part["observed"]) for part in bins]
+        return float(np.mean(distances)) if distances else float("nan")
+
     def curve(self, num_points: int) -> list[tuple[float, float]]:
         """Points (false positive rate, true positive rate) of the ROC curve, from corner to corner."""
         ends = np.unique(np.linspace(0, self.num_users, num_points + 1).round())

@@ -11,6 +11,7 @@ from data_io.batch import FEATURES, Batch, collate
 from data_io.examples import Examples
 from data_io.features import history_features, scale_features
 from data_io.sequences import Sequences
+from model.checkpoint import SavedModel
 from model.encoder import ClickformerEncoder
 from model.engine import to_tensors
 from model.heads import ClickformerForOutcome
@@ -76,14 +77,32 @@ def rank_items(encoder: ClickformerEncoder, batch: Batch) -> tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def outcome_probabilities(
+def predict_answers(
     model: ClickformerForOutcome, sequences: Sequences, examples: Examples, batches: UserBatches
-) -> np.ndarray:
-    """[N] probabilities of a task's outcome."""
+) -> dict[str, np.ndarray]:
+    """[N, P] predictions of a task's network by question (see `model.answers`)."""
 
-    def predict(part: Examples, batch: Batch) -> np.ndarray:
+    def predict(part: Examples, batch: Batch) -> list[np.ndarray]:
         features = scale_features(history_features(sequences, part))
-        logits = model(to_tensors(batch | {FEATURES: features}, model.device))
-        return torch.sigmoid(logits.float()).cpu().numpy()
+        found = model.predict(to_tensors(batch | {FEATURES: features}, model.device))
+        return [predicted.cpu().numpy() for predicted in found]
 
-    return np.concatenate([np.zeros(0, np.float32), *batches.each(sequences, examples, predict)])
+    parts = list(batches.each(sequences, examples, predict))
+    names = model.questions
+    if not parts:
+        widths = [question["num_classes"] or 1 for question in model.config.questions]
+        return {name: np.zeros((0, width), np.float32) for name, width in zip(names, widths, strict=True)}
+    return {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(names)}
+
+
+def blended_answers(
+    saved: SavedModel, sequences: Sequences, examples: Examples, batches: UserBatches
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """[N, P] predictions of a published task by question: as they are published, and of the network alone."""
+    assert isinstance(saved.model, ClickformerForOutcome), "only tasks with heads have answers"
+    alone = predict_answers(saved.model, sequences, examples, batches)
+    features = history_features(sequences, examples) if saved.blends else np.zeros((0, 0), np.float32)
+    return {
+        name: (saved.blends[name].apply(own[:, 0], features)[:, None] if name in saved.blends else own, own)
+        for name, own in alone.items()
+    }

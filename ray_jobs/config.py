@@ -25,7 +25,8 @@ from data_io.config import (
     UserSettings,
 )
 from data_io.inputs import check_inputs
-from model.config import EncoderSettings, FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, PretrainSettings
+from model.config import EncoderSettings, PretrainSettings
+from model.task_config import FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, QuestionsTask
 from model.training_config import TrainingSettings
 from ray_jobs.scoring_config import ExportSettings, LookupSettings, ScoringSettings
 from ray_jobs.tracking_config import TrackingSettings
@@ -164,9 +165,10 @@ class Settings(SettingsModel):
                 "pretrain.auxiliary.item_alignment tells items by their features: name some in encoder.item_features, "
                 "or set it to 0"
             )
-        if isinstance(self.split, LeaveOneOut) and isinstance(self.finetune.task, OutcomeTask):
+        if isinstance(self.split, LeaveOneOut) and isinstance(self.finetune.task, OutcomeTask | QuestionsTask):
             raise ValueError(
-                "finetune.task outcome needs a moment in time, which split leave_one_out has not; use split kind time "
+                f"finetune.task {self.finetune.task.kind} needs a moment in time, which split leave_one_out has not; "
+                "use split kind time "
                 "or finetune.task kind next_item"
             )
         for name, training in (("pretrain", self.pretrain.training), ("finetune", self.finetune.training)):

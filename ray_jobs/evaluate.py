@@ -22,11 +22,13 @@ from data_io import storage
 from data_io.buckets import BucketWriter, fingerprint, fingerprint_after, is_published
 from data_io.config import SettingsError
 from data_io.lease import write_lease
+from data_io.questions import recall_questions
 from data_io.snapshots import read_manifest
 from data_io.splits import Cutoffs, Split
 from data_io.store import QUALITY_REPORT_NAME, SequenceStore
 from model.baselines import BaselineTables
-from model.config import OutcomeTask
+from model.checkpoint import load_model
+from ray_jobs.answer_figures import answer_figures, answer_verdicts, is_binary, questions_of
 from ray_jobs.baseline_passes import ItemCounts, count_history, find_neighbours, why_without_item_knn
 from ray_jobs.bucket_map import map_actors
 from ray_jobs.config import Settings
@@ -83,7 +85,9 @@ def _plan(settings: Settings, store: SequenceStore, split: Split, url: str) -> E
     }
     held = [(name, folder.manifest["fingerprint"]) for name, folder in (models | tasks).items()]
     mark = fingerprint_after(used, fingerprint({"store": store.fingerprint, "models": held}))
-    places = {name: storage.join(url, "users", name) for name in ("next_item", *tasks)}
+    asked = {name: questions_of(name, folder.manifest) for name, folder in tasks.items()}
+    names = [name for of_task in asked.values() for name in of_task]
+    places = {name: storage.join(url, "users", name) for name in ("next_item", *names)}
     places["lists"] = storage.join(url, "lists")
     uncounted = np.zeros(store.vocabulary.size, np.int64)
     return EvaluationRun(
@@ -141,12 +145,22 @@ def _with_trees(settings: Settings, evaluation: EvaluationRun) -> EvaluationRun:
     """The same with trees beside each outcome model, where there is anything to learn."""
     if not settings.evaluation.trees or not isinstance(evaluation.split, Cutoffs):
         return evaluation
-    tasks = {name: read_manifest(url)["task"] for name, url in evaluation.task_urls.items()}
     fitted = {
-        name: fit_trees(evaluation.store, evaluation.split, OutcomeTask.model_validate(task), settings.seed)
-        for name, task in tasks.items()
+        name: _trees_of(url, evaluation.store, evaluation.split, settings.seed)
+        for name, url in evaluation.task_urls.items()
     }
-    return replace(evaluation, trees={name: trees for name, trees in fitted.items() if trees is not None})
+    return replace(evaluation, trees=fitted)
+
+
+def _trees_of(url: str, store: SequenceStore, split: Cutoffs, seed: int) -> dict[str, str]:
+    """Trees by question of a task: those that it is blended with, or new ones."""
+    saved = load_model(url)
+    known = {name: blend.trees for name, blend in saved.blends.items() if blend.trees is not None}
+    questions = [q for q in recall_questions(saved.manifest["questions"], store) if q.name not in known]
+    if not questions:
+        return known
+    moments = np.array(saved.manifest["moments"])
+    return known | fit_trees(store, split, questions, moments, seed)
 
 
 def _evaluate_buckets(
@@ -171,13 +185,28 @@ def _evaluate_buckets(
 def _report(settings: Settings, evaluation: EvaluationRun, counts: ItemCounts) -> dict[str, Any]:
     store, options = evaluation.store, settings.evaluation
     next_item = next_item_figures(evaluation.writers["next_item"].url, options, settings.seed)
-    outcomes = {name: outcome_figures(evaluation.writers[name].url) for name in evaluation.task_urls}
+    asked = {
+        name: described
+        for task, url in evaluation.task_urls.items()
+        for name, described in questions_of(task, read_manifest(url)).items()
+    }
+    outcomes = {
+        name: outcome_figures(evaluation.writers[name].url) for name, described in asked.items() if is_binary(described)
+    }
+    answers = {
+        name: answer_figures(evaluation.writers[name].url, described)
+        for name, described in asked.items()
+        if not is_binary(described)
+    }
     without = why_without_item_knn(counts, options.item_knn)
     return {
-        "verdicts": verdicts(next_item, outcomes) + ([f"item_knn is {without}"] if without else []),
+        "verdicts": verdicts(next_item, outcomes)
+        + answer_verdicts(answers)
+        + ([f"item_knn is {without}"] if without else []),
         "next_item": next_item,
         "lists": list_figures(evaluation.writers["lists"].url, counts.training, options.headline_k),
         "outcomes": outcomes,
+        "answers": answers,
         "protocol": describe_protocol(settings, evaluation.split, without),
         "data": storage.read_json(storage.join(store.url, QUALITY_REPORT_NAME)),
         "models": _model_facts({**evaluation.model_urls, **evaluation.task_urls}),

@@ -13,22 +13,23 @@ import pyarrow as pa
 import torch
 
 from data_io.buckets import BucketWriter
-from data_io.examples import Examples, next_item_examples, outcome_examples
-from data_io.features import FEATURE_NAMES, history_features
+from data_io.examples import Examples, next_item_examples
+from data_io.questions import recall_questions, with_numbers_for
 from data_io.schema import ITEM_INDEX, USER_ID
 from data_io.scores import seen_pairs
 from data_io.sequences import Sequences
 from data_io.splits import Cutoffs, Split
 from data_io.store import SequenceStore
 from model.baselines import Baselines, BaselineTables
-from model.config import OutcomeTask
+from model.checkpoint import SavedModel
 from model.popularity import GROUPS, popularity_groups
-from model.scoring import UserBatches, iter_batches, outcome_probabilities, rank_items
+from model.scoring import UserBatches, iter_batches, rank_items
 from model.topk import exclude_items, target_ranks, top_k
-from ray_jobs.loading import find_device, known_to, load_for, outcome_model, with_inputs
-from ray_jobs.tree_baseline import load_trees, predict_trees
+from model.trees import load_trees
+from ray_jobs.loading import find_device, known_to, load_for, with_inputs
+from ray_jobs.outcome_tables import AskedTask, outcome_tables
 
-RANKER, NUM_LISTED, TREES = "ranker", "num_listed", "trees"
+RANKER, NUM_LISTED = "ranker", "num_listed"
 _SCORES_AT_ONCE = 1 << 25
 """So that memory does not grow with the catalogue: scores are 8 bytes, and ranking them takes about as much again."""
 HISTORIES = "(histories)"
@@ -55,8 +56,8 @@ class EvaluationRun:
     list_k: int
     """Items in the lists that are counted by item."""
     batch_size: int
-    trees: Mapping[str, str] = field(default_factory=dict)
-    """Gradient-boosted trees by outcome model, as text."""
+    trees: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Gradient-boosted trees by task and question, as text."""
 
 
 class Evaluator:
@@ -66,18 +67,27 @@ class Evaluator:
         self.run = run
         self.device = find_device()
         self.models = {name: load_for(url, self.device, run.store).encoder for name, url in run.model_urls.items()}
-        self.tasks = {name: load_for(url, self.device, run.store) for name, url in run.task_urls.items()}
-        self.trees = {name: load_trees(text) for name, text in run.trees.items()}
+        self.asked = {
+            name: self._ask(name, load_for(url, self.device, run.store)) for name, url in run.task_urls.items()
+        }
+        encoders = [*self.models.values(), *(task.saved.encoder for task in self.asked.values())]
+        questions = [question for task in self.asked.values() for question in task.questions]
+        self.store = with_numbers_for(with_inputs(run.store, encoders), questions)
         self.baselines = Baselines(run.baselines, self.device)
         self.groups = popularity_groups(run.training_events)
 
+    def _ask(self, name: str, saved: SavedModel) -> AskedTask:
+        trees = {question: load_trees(text) for question, text in self.run.trees.get(name, {}).items()}
+        questions = recall_questions(saved.manifest["questions"], self.run.store)
+        return AskedTask(name=name, saved=saved, questions=questions, trees=trees)
+
     def __call__(self, bucket: int) -> dict[str, dict[str, Any]]:
         """Evaluate and commit one bucket; returns its marks by table."""
-        encoders = [*self.models.values(), *(task.encoder for task in self.tasks.values())]
-        sequences = with_inputs(self.run.store, encoders).read_sequences(bucket)
+        sequences = self.store.read_sequences(bucket)
         ranks, lists = self.rank_targets(sequences)
         tables = {"next_item": ranks, "lists": lists}
-        tables |= {name: self.predict_outcomes(name, sequences) for name in self.tasks}
+        for name in self.asked:
+            tables |= self.predict_outcomes(name, sequences)
         return {
             name: self.run.writers[name].commit(bucket, self.run.store.num_buckets, table, {"num_rows": table.num_rows})
             for name, table in tables.items()
@@ -143,29 +153,12 @@ class Evaluator:
         ranks = target_ranks(scores, targets).masked_fill(torch.isneginf(own[:, 0]), scores.shape[1] + 1)
         return ranks.cpu().numpy(), items[torch.isfinite(best)].cpu().numpy()
 
-    def predict_outcomes(self, name: str, sequences: Sequences) -> pa.Table:
-        """One row per user with history at each of two moments: what was predicted, what happened, the features."""
-        saved = self.tasks[name]
-        model, task = outcome_model(saved), OutcomeTask.model_validate(saved.manifest["task"])
-        sequences = known_to(model.encoder, sequences)
+    def predict_outcomes(self, name: str, sequences: Sequences) -> dict[str, pa.Table]:
+        """One table for each question of a task (see `ray_jobs.outcome_tables`)."""
         assert isinstance(self.run.split, Cutoffs), "there are no outcomes without moments"
-        parts = []
-        for stage in ("validation", "test"):
-            cutoffs = np.array([self.run.split.of(stage)])
-            actions = self.run.store.action_indices(task.actions)
-            length = model.config.sequence_length
-            examples = outcome_examples(sequences, cutoffs, task.horizon_days, length, actions)
-            features = history_features(sequences, examples)
-            columns: dict[str, Any] = {f"feature_{name}": features[:, n] for n, name in enumerate(FEATURE_NAMES)}
-            columns |= {
-                "outcome": examples.target,
-                "probability": outcome_probabilities(model, sequences, examples, UserBatches(self.run.batch_size)),
-                "stage": [stage] * len(examples),
-            }
-            if name in self.trees:
-                columns[TREES] = predict_trees(self.trees[name], features)
-            parts.append(pa.table({USER_ID: sequences.user_id.take(pa.array(examples.row)), **columns}))
-        return pa.concat_tables(parts, promote_options="permissive")
+        task = self.asked[name]
+        known = known_to(task.saved.encoder, sequences)
+        return outcome_tables(task, known, self.run.split, UserBatches(self.run.batch_size))
 
 
 def _lists_table(listed: dict[str, np.ndarray]) -> pa.Table:

@@ -102,6 +102,11 @@ def verdicts(next_item: dict[str, Any], outcomes: dict[str, Any]) -> list[str]:
                 f"{name} {_compared(figures['gain_over_trees'])} gradient-boosted trees on the counts in AUC: "
                 f"{own['value']:.4f} against {figures['trees']['auc']['value']:.4f}"
             )
+        if "network" in figures:
+            lines.append(
+                f"{name} {_compared(figures['gain_over_network'])} its network alone, without trees, in AUC: "
+                f"{own['value']:.4f} against {figures['network']['auc']['value']:.4f}"
+            )
     return lines
 
 

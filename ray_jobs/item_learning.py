@@ -28,13 +28,14 @@ from data_io.store import SequenceStore
 from model.adapters import describe_base
 from model.auxiliary import AuxiliaryLosses, TargetRates
 from model.checkpoint import load_model
-from model.config import AugmentationSettings, AuxiliarySettings, LowRankAdapters, MaskedItem, NextItem, Trainable
+from model.config import AugmentationSettings, AuxiliarySettings, MaskedItem, NextItem
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import free_parameters
 from model.loss_config import SoftmaxSettings
 from model.metrics import ndcg_at
 from model.objectives import Extras, ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
 from model.scoring import iter_batches, rank_items
+from model.task_config import LowRankAdapters, Trainable
 from model.topk import exclude_items, target_ranks
 from ray_jobs.item_features import tell_features
 from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, count_items, describe_split

@@ -46,6 +46,8 @@ class StoreIndex:
     """Of each item, for encoders that mix them in."""
     feature_sums: np.ndarray = field(default_factory=lambda: np.zeros((3, len(FEATURE_NAMES))))
     """[3, F] number, sum and sum of squares of scaled features over training examples."""
+    label_sums: np.ndarray = field(default_factory=lambda: np.zeros((3, 1)))
+    """[3, O] number, sum and sum of squares of training labels, by output of the heads (`model.answers`)."""
 
 
 class Learning(Protocol):

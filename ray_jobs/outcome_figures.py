@@ -18,14 +18,15 @@ from data_io.snapshots import read_manifest
 from model.metrics import log_loss
 from model.score_counts import AreaMoments, ScoreCounts, total_counts
 from ray_jobs.bucket_map import map_buckets
-from ray_jobs.evaluator import TREES
+from ray_jobs.outcome_tables import NETWORK, OUTCOME, PREDICTED, STAGE, TREES
 
 _CALIBRATION_BINS = 10
 _CURVE_POINTS = 50
 
 
 def outcome_figures(url: str) -> dict[str, Any]:
-    """AUC, log loss and calibration of a task beside the mean rate, the best single feature and, if there, trees.
+    """AUC, log loss and calibration of a task beside the mean rate, the best single feature and, if there, trees, and
+    of the network alone where its probability is blended with theirs.
 
     The feature and its direction are chosen on validation users and measured on test users. Intervals are those of
     DeLong et al. 1988.
@@ -34,13 +35,14 @@ def outcome_figures(url: str) -> dict[str, Any]:
     buckets = sorted(int(bucket) for bucket in manifest["buckets"])
     by_feature = total_counts(map_buckets(partial(_count_features, url, manifest), buckets))
     feature, sign, validation_area = _best_feature(by_feature)
-    names = ["probability", f"feature_{feature}"]
-    names += [name for name in read_bucket(url, manifest, buckets[0]).column_names if name == TREES]
+    names = [PREDICTED, f"feature_{feature}"]
+    further = [name for name in (TREES, NETWORK) if name in read_bucket(url, manifest, buckets[0]).column_names]
+    names += further
     read = partial(_test_users, url, manifest, names, sign)
     counts = total_counts(map_buckets(partial(_count_scores, read), buckets))
     measured = map_buckets(partial(_measure, read, counts), buckets)
     moments, losses = reduce(lambda total, part: (total[0] + part[0], total[1] + part[1]), measured)
-    own, other, *trees = counts
+    own, other = counts[:2]
     figures = {
         "num_users": own.num_users,
         "rate": own.rate,
@@ -50,12 +52,13 @@ def outcome_figures(url: str) -> dict[str, Any]:
         "best_feature": {"name": feature, "validation_auc": validation_area, "auc": _area(counts, moments, 1)},
         "gain_over_feature": _gain(moments, 1),
         "calibration": own.calibration(_CALIBRATION_BINS),
+        "calibration_error": own.calibration_error(_CALIBRATION_BINS),
         "curve": own.curve(_CURVE_POINTS),
         "feature_curve": other.curve(_CURVE_POINTS),
     }
-    if trees:
-        figures["trees"] = {"auc": _area(counts, moments, 2), "log_loss": _mean(losses[2], own)}
-        figures["gain_over_trees"] = _gain(moments, 2)
+    for place, name in enumerate(further, start=2):
+        figures[name] = {"auc": _area(counts, moments, place), "log_loss": _mean(losses[place], own)}
+        figures[f"gain_over_{name}"] = _gain(moments, place)
     return figures
 
 
@@ -77,15 +80,15 @@ def _gain(moments: AreaMoments, place: int) -> dict[str, float]:
 
 def _read(url: str, manifest: dict[str, Any], bucket: int, stage: str, columns: list[str]) -> pa.Table:
     """Columns of a bucket's users of a stage."""
-    table = read_bucket(url, manifest, bucket, columns=["stage", "outcome", *columns])
-    return table.filter(pc.call_function("equal", [table.column("stage"), pa.scalar(stage)]))
+    table = read_bucket(url, manifest, bucket, columns=[STAGE, OUTCOME, *columns])
+    return table.filter(pc.call_function("equal", [table.column(STAGE), pa.scalar(stage)]))
 
 
 def _count_features(url: str, manifest: dict[str, Any], bucket: int) -> list[ScoreCounts]:
     """Validation users by each feature."""
     names = [f"feature_{name}" for name in FEATURE_NAMES]
     table = _read(url, manifest, bucket, "validation", names)
-    label = table.column("outcome").to_numpy()
+    label = table.column(OUTCOME).to_numpy()
     return [ScoreCounts.of(label, table.column(name).to_numpy()) for name in names]
 
 
@@ -99,10 +102,10 @@ def _best_feature(counts: list[ScoreCounts]) -> tuple[str, int, float]:
 def _test_users(
     url: str, manifest: dict[str, Any], names: list[str], sign: int, bucket: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Outcome [N] of test users, and their probability, signed feature and, if there, probability by trees [N]."""
+    """Outcome [N] of test users, and their probability, signed feature and further probabilities [N]."""
     table = _read(url, manifest, bucket, "test", names)
-    label, probability, values, *trees = (table.column(name).to_numpy() for name in ("outcome", *names))
-    return label, [probability, sign * values, *trees]
+    label, probability, values, *further = (table.column(name).to_numpy() for name in (OUTCOME, *names))
+    return label, [probability, sign * values, *further]
 
 
 def _count_scores(read: Callable[[int], tuple[np.ndarray, list[np.ndarray]]], bucket: int) -> list[ScoreCounts]:

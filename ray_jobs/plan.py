@@ -14,10 +14,11 @@ from cluster.session import ray_session, uses_gpu
 from data_io import storage
 from data_io.config import SettingsError
 from data_io.lease import write_lease
-from model.config import FinetuneSettings, PretrainSettings
+from model.config import PretrainSettings
 from model.engine import accumulation_steps
 from model.loss_config import FullSoftmax
 from model.memory import NetworkSize, checkpoint_bytes, stored_bytes
+from model.task_config import FinetuneSettings
 from ray_jobs.config import PlanSettings, Settings
 from ray_jobs.dry_run import DryRun, dry_loop
 from ray_jobs.learning import Learning

@@ -28,9 +28,10 @@ from model.eligibility import make_personal
 from model.encoder import ClickformerEncoder
 from model.queries import Queries, concatenate
 from model.ranker import Ranker, Ranking
-from model.scoring import UserBatches, ask, outcome_probabilities
+from model.scoring import UserBatches, ask, blended_answers
 from model.sharing import unpack_model
-from ray_jobs.loading import find_device, known_to, outcome_model, with_inputs
+from ray_jobs.loading import find_device, known_to, with_inputs
+from ray_jobs.outcome_tables import score_name
 from ray_jobs.pipeline import overlap
 from ray_jobs.popularity import Popularity, segments_of
 from ray_jobs.rules import RulePlan
@@ -182,7 +183,7 @@ class Scorer:
             acted=ranking.acted[places],
             source=source[places],
             embedding=embedding[places].astype(scoring.embedding),
-            tasks={name: self._probabilities(name, sequences, rows) for name in self.tasks},
+            tasks={of: own for name in self.tasks for of, own in self._answers(name, sequences, rows).items()},
         )
 
     def _rank(
@@ -222,13 +223,14 @@ class Scorer:
         ranking.item[places], ranking.score[places] = found.item, found.score
         ranking.acted[places] = found.acted
 
-    def _probabilities(self, name: str, sequences: Sequences, rows: np.ndarray) -> np.ndarray:
-        model = outcome_model(self.tasks[name])
-        known = known_to(model.encoder, sequences)
-        examples = history_examples(known, self.run.store.end_time, model.config.sequence_length).take(rows)
+    def _answers(self, name: str, sequences: Sequences, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Answers [B, P] to the questions of a task, by score name."""
+        saved = self.tasks[name]
+        known = known_to(saved.encoder, sequences)
+        examples = history_examples(known, self.run.store.end_time, saved.encoder.config.sequence_length).take(rows)
         order = np.argsort(examples.start - examples.end, kind="stable")
-        found = outcome_probabilities(model, known, examples.take(order), self.batches)
-        return found[np.argsort(order)]
+        found = blended_answers(saved, known, examples.take(order), self.batches)
+        return {score_name(name, question): own[np.argsort(order)] for question, (own, _) in found.items()}
 
 
 def inputs_of(store: SequenceStore, bucket: int) -> dict[str, Any]:

@@ -4,15 +4,17 @@ from typing import Any
 
 from data_io.config import SettingsError
 from data_io.inputs import OwnInput, columns_among, with_kinds
+from data_io.questions import find_question, with_numbers_for
 from data_io.schema import FIRST_INDEX, PADDING_INDEX
 from data_io.splits import Cutoffs, Split
 from data_io.store import SequenceStore
 from model.checkpoint import load_model
-from model.config import EncoderSettings, FullEncoder, MaskedItem, NextItem, NextItemTask, OutcomeTask
+from model.config import EncoderSettings, MaskedItem, NextItem
 from model.encoder import ClickformerConfig, make_backbone
 from model.heads import free_parameters
 from model.loss_config import SoftmaxSettings
 from model.objectives import check_choices
+from model.task_config import AutoTrainable, FullEncoder, NextItemTask, OutcomeTask, QuestionsTask, TopLayers
 from ray_jobs.config import Settings
 from ray_jobs.item_features import find_features
 from ray_jobs.item_learning import ItemLearning
@@ -67,7 +69,9 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
     check_vocabulary(saved.manifest, store, url)
     store = store.seen_by(saved.encoder.config.vocabulary_size, saved.encoder.config.num_actions)
     store = store.with_columns(columns_among(saved.encoder.config.inputs))
-    free_parameters(saved.encoder, settings.finetune.trainable)
+    trainable = settings.finetune.trainable
+    trainable = TopLayers() if isinstance(trainable, AutoTrainable) else trainable
+    free_parameters(saved.encoder, trainable)
     config = saved.encoder.config.to_dict()
     kept = {name: config[name] for name in ("vocabulary_size", "num_actions", "attention", *_encoder_fields())}
     kept["asked_action"] = _asked_action(config, store, settings.target_actions)
@@ -88,15 +92,16 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
                 target_actions=settings.target_actions,
                 exclude_seen=settings.evaluation.exclude_seen,
                 pretrained_url=url,
-                trainable=settings.finetune.trainable,
+                trainable=trainable,
             )
-        case OutcomeTask() as task:
+        case (OutcomeTask() | QuestionsTask()) as task:
             assert isinstance(split, Cutoffs), "Settings refuses outcomes under leave_one_out"
-            store.action_indices(task.actions)
+            questions = [find_question(name, asked, store) for name, asked in task.questions.items()]
             return OutcomeLearning(
-                store=store,
+                store=with_numbers_for(store, questions),
                 split=split,
                 task=task,
+                questions=questions,
                 trainable=settings.finetune.trainable,
                 encoder_config=kept,
                 pretrained_url=url,

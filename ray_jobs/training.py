@@ -21,10 +21,12 @@ from data_io.config import SettingsError
 from data_io.lease import write_lease
 from data_io.splits import Split, resolve_split
 from data_io.store import SequenceStore
+from model.blend import Blend
 from model.checkpoint import publish_model
 from model.checkpoint_form import RunIdentity, newest_notes, newest_position
-from model.config import FinetuneSettings, LowRankAdapters, PretrainSettings
+from model.config import PretrainSettings
 from model.engine import num_micro_batches
+from model.task_config import FinetuneSettings, LowRankAdapters
 from model.training_config import EXECUTION_SETTINGS, TrainingSettings
 from ray_jobs.bucket_map import map_buckets
 from ray_jobs.config import Settings
@@ -60,6 +62,7 @@ def train(
     output_url: str,
     inputs: dict[str, Any],
     prepare: Callable[[StoreIndex], StoreIndex] = lambda index: index,
+    complete: Callable[[str], dict[str, Blend]] | None = None,
 ) -> None:
     """Train a task and publish it at `output_url`; a run that was cut off goes on where it was.
 
@@ -71,6 +74,7 @@ def train(
         output_url: folder of the model.
         inputs: fingerprints of what the model is made from.
         prepare: adds to what is counted over the store before training starts.
+        complete: what is published with the model at a URL besides its weights; None: nothing.
 
     Raises:
         SettingsError: there are more workers than micro-batches, or no user has enough history to train on.
@@ -95,7 +99,8 @@ def train(
         run_workers(make_run(name, settings, section, learning, prepare(index), work_url, identity), settings.cluster)
         trainable = section.trainable if isinstance(section, FinetuneSettings) else None
         merge = isinstance(trainable, LowRankAdapters) and trainable.merge
-        publish_model(storage.join(work_url, BEST), output_url, merge=merge)
+        best = storage.join(work_url, BEST)
+        publish_model(best, output_url, merge=merge, blends=complete(best) if complete else None)
         storage.delete_folder(storage.join(work_url, CHECKPOINTS))
         storage.delete_folder(storage.join(work_url, BEST))
 
@@ -181,11 +186,13 @@ def count_store(learning: Learning) -> StoreIndex:
     items: np.ndarray | int = 0
     events: np.ndarray | int = 0
     features: np.ndarray | int = 0
+    labels: np.ndarray | int = 0
     num_events = 0
     progress = Progress("counting examples", num_buckets, "buckets")
     for bucket, part in map_buckets(count, range(num_buckets)):
         num_examples[bucket] = part.num_examples[0]
         items, features = items + part.item_counts, features + part.feature_sums
+        labels = labels + part.label_sums
         num_events += part.num_events
         events = events + part.item_events
         progress.advance()
@@ -195,6 +202,7 @@ def count_store(learning: Learning) -> StoreIndex:
         num_events=num_events,
         item_events=np.asarray(events),
         feature_sums=np.asarray(features),
+        label_sums=np.asarray(labels),
     )
 
 

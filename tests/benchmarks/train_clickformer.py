@@ -28,11 +28,12 @@ from data_io.scores import seen_pairs
 from data_io.sources import time_from_order
 from data_io.store import SequenceStore
 from data_io.vocabulary import build_vocabulary, write_vocabulary
-from model.config import FullEncoder, NextItem
+from model.config import NextItem
 from model.encoder import ClickformerEncoder
 from model.engine import TrainEngine
 from model.loss_config import FullSoftmax, SampledSoftmax
 from model.scoring import iter_batches, rank_items
+from model.task_config import FullEncoder
 from model.topk import exclude_items, top_k
 from model.training_config import OptimizerSettings, TrainingSettings
 from ray_jobs.item_learning import ItemLearning

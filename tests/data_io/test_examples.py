@@ -12,9 +12,11 @@ from data_io.examples import (
     concatenate,
     history_examples,
     next_item_examples,
-    outcome_examples,
+    question_examples,
     window_examples,
 )
+from data_io.labels import Question
+from data_io.question_config import EventQuestion
 from data_io.sequences import Sequences
 from data_io.splits import DAY_US, Cutoffs, LastTargets
 
@@ -26,6 +28,11 @@ CUTOFFS = st.tuples(st.integers(0, 10), st.integers(1, 5)).map(
     lambda given: Cutoffs(validation=given[0], test=sum(given), end=100)
 )
 SPLITS = st.none() | CUTOFFS
+
+
+def ask(horizon_days: float, actions: np.ndarray | None = None) -> Question:
+    """Whether an event of these actions follows."""
+    return Question(name="", settings=EventQuestion(horizon_days=horizon_days), actions=actions)
 
 
 def spans(sequences: Sequences, examples: Examples) -> list[tuple[int, list[int]]]:
@@ -49,7 +56,7 @@ def test_no_event_at_or_after_the_cutoff_enters_a_span(
     sequences = make_sequences(*users)
     for cutoff in (split.validation, split.test):
         assert_only_the_past(sequences, history_examples(sequences, cutoff, length), cutoff, length)
-        outcomes = outcome_examples(sequences, np.array([cutoff]), 1.0, length, None)
+        outcomes = question_examples(sequences, np.array([cutoff]), length, [ask(1.0)])
         assert_only_the_past(sequences, outcomes, cutoff, length)
         assert (outcomes.now == cutoff).all()
     for stage in ("validation", "test"):
@@ -191,8 +198,8 @@ def test_outcomes_are_those_a_naive_loop_finds(
                 expected.append((row, cutoff * DAY_US, int(happens)))
     sequences = make_sequences(*users, unit_us=DAY_US)
     wanted = None if actions is None else np.array(actions)
-    examples = outcome_examples(sequences, np.array(cutoffs) * DAY_US, float(horizon), 3, wanted)
-    found = zip(examples.row.tolist(), examples.now.tolist(), examples.target.tolist(), strict=True)
+    examples = question_examples(sequences, np.array(cutoffs) * DAY_US, 3, [ask(float(horizon), wanted)])
+    found = zip(examples.row.tolist(), examples.now.tolist(), examples.target[:, 0].tolist(), strict=True)
     assert list(found) == expected
 
 

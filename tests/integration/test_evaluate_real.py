@@ -16,11 +16,12 @@ import torch
 from data_io import storage
 from data_io.buckets import iter_buckets
 from data_io.examples import next_item_examples
+from data_io.question_config import EventQuestion
+from data_io.questions import describe_questions, find_question
 from data_io.schema import FIRST_INDEX
 from data_io.splits import DAY_US, Cutoffs
 from data_io.store import SequenceStore
 from model.checkpoint import load_model, save_model
-from model.config import OutcomeTask
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import ClickformerForOutcome
 from model.scoring import iter_batches, rank_items
@@ -29,7 +30,7 @@ from ray_jobs.config import Settings
 from ray_jobs.training import open_store
 
 K, RECENT_DAYS, NUM_NEIGHBOURS, NUM_EVENTS, DECAY = 10, 7, 50, 10, 0.8
-TASK = OutcomeTask(horizon_days=7, actions=["purchase"])
+QUESTION = EventQuestion(horizon_days=7, actions=["purchase"])
 
 
 def make_settings(folder: Path, **sections: Any) -> Settings:
@@ -52,7 +53,9 @@ def publish_models(settings: Settings, store: SequenceStore, *, with_task: bool)
     save_model(encoder, store.vocabulary, settings.model_url("encoder"), facts | {"kind": "next_item"})
     if with_task:
         model = ClickformerForOutcome(ClickformerConfig(**shape, num_features=17))
-        task = facts | {"kind": "outcome", "task": TASK.model_dump()}
+        questions = describe_questions([find_question("", QUESTION, store)])
+        moments = split.training_moments(8, 7).tolist() if isinstance(split, Cutoffs) else []
+        task = facts | {"kind": "outcome", "questions": questions, "moments": moments}
         save_model(model, store.vocabulary, settings.model_url("purchase_7d"), task)
 
 

@@ -65,9 +65,17 @@ def make_settings(run_dir: str, **sections: object) -> Settings:
             "training": training,
         },
         "finetune": {
-            "name": "active_5d",
-            "task": {"kind": "outcome", "horizon_days": 5, "num_cutoffs": 3},
-            "trainable": {"kind": "frozen"},
+            "name": "customer",
+            "task": {
+                "kind": "questions",
+                "num_cutoffs": 3,
+                "learned_weights": True,
+                "questions": {
+                    "active": {"kind": "event", "horizon_days": 5},
+                    "cart": {"kind": "conversion", "horizon_days": 5, "actions": ["purchase"]},
+                    "spend": {"kind": "spend", "horizon_days": 5, "actions": ["purchase"]},
+                },
+            },
             "training": training | {"zero_stage": 1},
         },
         "scoring": {"k": 10, "exclude_seen": [{}]},
@@ -90,8 +98,11 @@ def check_scores(settings: Settings, num_users: int) -> None:
     embeddings = np.array(scores.column("embedding").to_pylist())
     assert embeddings.shape == (num_users, settings.encoder.hidden_size)
     assert np.isfinite(embeddings).all()
-    probabilities = scores.column("score_active_5d").to_numpy()
-    assert ((probabilities > 0) & (probabilities < 1)).all()
+    for question in ("active", "cart"):
+        probabilities = scores.column(f"score_customer_{question}").to_numpy()
+        assert ((probabilities > 0) & (probabilities < 1)).all()
+    amounts = scores.column("score_customer_spend").to_numpy()
+    assert ((amounts >= 0) & np.isfinite(amounts)).all()
 
 
 def check_forgotten(settings: Settings, users: list[str], num_left: int) -> None:
@@ -102,7 +113,8 @@ def check_forgotten(settings: Settings, users: list[str], num_left: int) -> None
     assert receipt["num_users_found"] == len(users)
     outputs = [output["url"].removeprefix(f"{storage.absolute(settings.run_dir)}/") for output in receipt["outputs"]]
     exported = ["scores_long"] if storage.exists(settings.place("scores_long")) else []
-    assert outputs == ["store", "scores", *exported, "report/users/active_5d", "report/users/next_item"]
+    answers = [f"report/users/customer_{question}" for question in ("active", "cart", "spend")]
+    assert outputs == ["store", "scores", *exported, *answers, "report/users/next_item"]
     assert all(output["files"] for output in receipt["outputs"][:2])
     for output in receipt["outputs"]:
         left = pa.concat_tables([table.select(["user_id"]) for table in iter_buckets(output["url"])])
@@ -183,7 +195,8 @@ def test_road_on_local_disk(tmp_path: Path, events: pa.Table, capfd: pytest.Capt
     train(settings)
     report = finish(settings, NUM_USERS)
     assert {"encoder", "popularity", "own_history"} <= set(report["next_item"]["rankers"])
-    assert 0 <= report["outcomes"]["active_5d"]["auc"]["value"] <= 1
+    assert 0 <= report["outcomes"]["customer_active"]["auc"]["value"] <= 1
+    assert report["answers"]["customer_spend"]["num_users"] > 0
     quality = json.loads((tmp_path / "run/store/quality_report.json").read_text())
     assert quality["num_rows"] == events.num_rows
 

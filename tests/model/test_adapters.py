@@ -12,9 +12,9 @@ from data_io.config import SettingsError
 from data_io.vocabulary import Vocabulary
 from model.adapters import ADAPTER, describe_base, has_adapters
 from model.checkpoint import CheckpointError, load_model, publish_model, save_model
-from model.config import LowRankAdapters
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import ClickformerForOutcome, free_parameters
+from model.task_config import LowRankAdapters
 from tests.model.test_zero import CPU, make_batch, to_tensors
 
 ITEMS = 30

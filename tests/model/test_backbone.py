@@ -9,12 +9,12 @@ import torch
 
 from data_io.batch import Batch
 from data_io.config import SettingsError
-from model.config import FullEncoder, TopLayers
 from model.encoder import ClickformerConfig, ClickformerEncoder, event_inputs
 from model.engine import parameter_groups, to_tensors
 from model.heads import free_parameters
 from model.loss_config import FullSoftmax
 from model.objectives import ItemLoss, MaskedItemObjective, NextItemObjective
+from model.task_config import FullEncoder, TopLayers
 
 CPU = torch.device("cpu")
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from data_io.batch import FEATURES, OUTCOME, Batch
 from data_io.config import SettingsError
-from model.config import FrozenEncoder, FullEncoder, TopLayers
+from model.answers import Binary
 from model.encoder import ClickformerConfig, ClickformerEncoder, TensorBatch
 from model.engine import to_tensors
 from model.heads import ClickformerForOutcome, OutcomeHead, free_parameters
-from model.objectives import OutcomeObjective
+from model.outcome_objective import OutcomeObjective
+from model.task_config import FrozenEncoder, FullEncoder, TopLayers
 
 CPU = torch.device("cpu")
 MakeEncoder = Callable[..., ClickformerEncoder]
@@ -31,7 +32,7 @@ def with_outcomes(batch: Batch) -> TensorBatch:
     """The batch with random features, and outcomes 0, 1, 0, ..."""
     num_users = len(batch["item_index"])
     features = np.random.default_rng(0).random((num_users, 3), np.float32)
-    return to_tensors(batch | {FEATURES: features, OUTCOME: np.arange(num_users, dtype=np.float32) % 2}, CPU)
+    return to_tensors(batch | {FEATURES: features, OUTCOME: np.arange(num_users, dtype=np.float32)[:, None] % 2}, CPU)
 
 
 def learning_parts(encoder: ClickformerEncoder) -> set[str]:
@@ -95,7 +96,7 @@ def test_padding_changes_no_users_logit(make_batch: MakeBatch, attention: str) -
 
 
 def test_features_are_standardised_by_the_fixed_scale() -> None:
-    head, users, features = OutcomeHead(4, 2, dropout=0.0), torch.randn(3, 4), torch.randn(3, 2)
+    head, users, features = OutcomeHead(4, 2, 0.0, [Binary()]), torch.randn(3, 4), torch.randn(3, 2)
     standardised = head(users, features)
     mean, std = torch.tensor([3.0, -1.0], dtype=torch.float64), torch.tensor([2.0, 0.5], dtype=torch.float64)
     head.set_scale(mean, std)
@@ -103,7 +104,7 @@ def test_features_are_standardised_by_the_fixed_scale() -> None:
 
 
 def test_feature_that_never_varied_gives_finite_logits() -> None:
-    head = OutcomeHead(4, 2, dropout=0.0)
+    head = OutcomeHead(4, 2, 0.0, [Binary()])
     head.set_scale(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0]))
     assert head(torch.randn(3, 4), torch.ones(3, 2)).isfinite().all()
 

@@ -11,7 +11,7 @@ from data_io.features import FEATURE_NAMES
 from data_io.sequences import Sequences
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import ClickformerForOutcome
-from model.scoring import UserBatches, iter_batches, outcome_probabilities, rank_items
+from model.scoring import UserBatches, iter_batches, predict_answers, rank_items
 
 USERS = ([3, 4, 3], [5], [], [1, 1], [7, 8, 9, 10, 11])
 SHAPE = {"vocabulary_size": 12, "num_actions": 4, "hidden_size": 8, "num_layers": 1}
@@ -57,7 +57,7 @@ def test_no_example_gives_no_batch_and_no_probability() -> None:
     sequences, examples = make_users()
     nobody = examples.take(np.zeros(0, np.int64))
     assert list(iter_batches(sequences, nobody, 4)) == []
-    assert outcome_probabilities(make_model(), sequences, nobody, UserBatches(4)).shape == (0,)
+    assert predict_answers(make_model(), sequences, nobody, UserBatches(4))[""].shape == (0, 1)
 
 
 @both_kinds
@@ -83,8 +83,8 @@ def test_scores_are_probabilities_also_where_there_is_nothing_to_choose_again(at
     torch.testing.assert_close(scores.exp().sum(dim=1), torch.ones(5), atol=1e-5, rtol=0)
 
 
-def test_outcome_probabilities_do_not_depend_on_the_size_of_a_batch() -> None:
+def test_answers_do_not_depend_on_the_size_of_a_batch() -> None:
     sequences, examples = make_users()
-    alone, together = (outcome_probabilities(make_model(), sequences, examples, UserBatches(size)) for size in (1, 5))
+    alone, together = (predict_answers(make_model(), sequences, examples, UserBatches(size))[""] for size in (1, 5))
     np.testing.assert_allclose(alone, together, atol=1e-6)
     assert ((together > 0) & (together < 1)).all()

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from data_io.config import LeaveOneOut, SettingsError, TimeSplit
-from model.config import HuggingFaceBackbone, NextItemTask
+from model.config import HuggingFaceBackbone
+from model.task_config import NextItemTask
 from ray_jobs.cli import JOBS
 from ray_jobs.config import JOB_SECTIONS, RESERVED_NAMES, Settings, explain, job_settings_type, read_settings
 

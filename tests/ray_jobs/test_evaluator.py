@@ -61,6 +61,12 @@ class FakeStore:
     def action_indices(self, names: None) -> None:
         return names
 
+    def with_columns(self, _: object) -> "FakeStore":
+        return self
+
+    def with_numbers(self, _: object) -> "FakeStore":
+        return self
+
 
 @pytest.fixture(scope="module")
 def store() -> FakeStore:

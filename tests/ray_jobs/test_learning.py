@@ -15,7 +15,8 @@ from data_io.store import SequenceStore
 from model.config import MaskedItem
 from model.encoder import ClickformerEncoder
 from model.heads import ClickformerForOutcome
-from model.objectives import MaskedItemObjective, NextItemObjective, OutcomeObjective
+from model.objectives import MaskedItemObjective, NextItemObjective
+from model.outcome_objective import OutcomeObjective
 from ray_jobs.item_learning import ItemLearning
 from ray_jobs.learning import count_items, rank_buckets, sample_validation
 from ray_jobs.outcome_learning import OutcomeLearning
@@ -155,10 +156,12 @@ def test_items_are_counted_up_to_each_user_s_own_end(sequences: Sequences) -> No
 def test_outcomes_are_asked_a_horizon_apart_and_end_with_training(
     outcome_learning: OutcomeLearning, sequences: Sequences
 ) -> None:
-    assert outcome_learning.cutoffs.tolist() == [2 * DAY_US, 4 * DAY_US]
-    assert outcome_learning.cutoffs.max() + 2 * DAY_US == SPLIT.validation
+    assert outcome_learning.moments.tolist() == [2 * DAY_US, 4 * DAY_US]
+    assert outcome_learning.moments.max() + 2 * DAY_US == SPLIT.validation
     examples = outcome_learning.make_examples(sequences)
-    asked = list(zip(examples.row.tolist(), (examples.now // DAY_US).tolist(), examples.target.tolist(), strict=True))
+    asked = list(
+        zip(examples.row.tolist(), (examples.now // DAY_US).tolist(), examples.target[:, 0].tolist(), strict=True)
+    )
     # User 1 buys at day 5.9, inside the second horizon; user 2 is new at the second cutoff; user 3 has no history.
     assert asked == [(0, 2, 0), (1, 2, 0), (0, 4, 0), (1, 4, 1), (2, 4, 0)]
 
@@ -168,7 +171,7 @@ def test_an_outcome_is_validated_at_the_validation_cutoff(
 ) -> None:
     examples = outcome_learning.validation_examples(sequences)
     assert set(examples.now.tolist()) == {SPLIT.validation}
-    assert (examples.row.tolist(), examples.target.tolist()) == ([0, 1, 2], [0, 1, 0])
+    assert (examples.row.tolist(), examples.target[:, 0].tolist()) == ([0, 1, 2], [0, 1, 0])
 
 
 def test_a_head_starts_on_the_pretrained_encoder_with_the_features_scale(

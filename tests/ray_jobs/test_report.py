@@ -49,9 +49,40 @@ def make_outcome() -> dict[str, Any]:
         "log_loss": 0.31,
         "mean_rate_log_loss": 0.37,
         "best_feature": {"name": "recency_days", "validation_auc": 0.7, "auc": make_interval(0.71)},
+        "calibration_error": 0.04,
         "calibration": [{"predicted": 0.1, "observed": 0.05}, {"predicted": 0.2, "observed": 0.25}],
         "curve": [(0.0, 0.0), (0.2, 0.7), (1.0, 1.0)],
         "feature_curve": [(0.0, 0.0), (0.3, 0.6), (1.0, 1.0)],
+    }
+
+
+def make_answers() -> dict[str, Any]:
+    classes = {"accuracy": make_interval(0.4), "in_first_3": make_interval(0.6), "log_loss": make_interval(2.0)}
+    numbers = {"explained_variance": make_interval(0.3), "predicted_over_true": 1.02}
+    return {
+        "customer_next": {
+            "kind": "next_category",
+            "answer": "classes",
+            "classes": ["fruit", "<i>bread</i>"],
+            "num_users": 90,
+            "rankers": {"task": classes, "most frequent": classes | {"log_loss": make_interval(float("nan"))}},
+        },
+        "customer_spend": {
+            "kind": "spend",
+            "answer": "amount",
+            "classes": [],
+            "num_users": 91,
+            "rankers": {"task": numbers, "trees": numbers},
+        },
+        "customer_all": {
+            "kind": "categories",
+            "answer": "labels",
+            "classes": ["fruit"],
+            "num_users": 92,
+            "mean_auc": 0.7123,
+            "areas": {"fruit": 0.7123},
+            "rates": {"fruit": 0.5},
+        },
     }
 
 
@@ -68,6 +99,7 @@ def make_report(**parts: Any) -> dict[str, Any]:
         "verdicts": ["encoder loses to own_history in ndcg_at_10: 0.1 against 0.2"],
         "next_item": make_next_item(),
         "outcomes": {"purchase_7d": make_outcome()},
+        "answers": make_answers(),
         "lists": make_lists(),
         "protocol": describe_protocol(Settings(), None, "left out: too many pairs"),
         "data": data,
@@ -193,3 +225,10 @@ def test_an_interval_that_misses_its_value_by_chance_can_be_drawn() -> None:
     figures = make_next_item()
     figures["rankers"]["encoder"]["ndcg_at_10"] = {"value": 0.30, "low": 0.31, "high": 0.40}
     assert plot_ranking(figures).startswith("<svg")
+
+
+def test_answers_that_are_not_whether_have_a_table_each(tmp_path: Path) -> None:
+    write_report(str(tmp_path / "index.html"), make_report())
+    page = (tmp_path / "index.html").read_text()
+    for expected in ("Answer: customer_next", "0.4000", "Answer: customer_spend", "1.020", "0.7123", "&lt;i&gt;bread"):
+        assert expected in page

@@ -1,24 +1,27 @@
 """Trees on counts: they find what features know, and are the same whenever they are fitted."""
 
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_io.examples import outcome_examples
+from data_io.examples import question_examples
 from data_io.features import history_features
+from data_io.labels import Question
+from data_io.question_config import EventQuestion
 from data_io.sequences import Sequences
 from data_io.splits import DAY_US, Cutoffs
 from data_io.store import SequenceStore
-from model.config import OutcomeTask
 from model.metrics import area_under_curve
+from model.trees import load_trees, predict_trees
 from ray_jobs import tree_baseline
 from ray_jobs.bucket_map import map_on_threads
-from ray_jobs.tree_baseline import fit_trees, load_trees, predict_trees
+from ray_jobs.tree_baseline import fit_trees
 
 SPLIT = Cutoffs(validation=60 * DAY_US, test=70 * DAY_US, end=80 * DAY_US)
-TASK = OutcomeTask(horizon_days=10, num_cutoffs=3)
+QUESTION = Question(name="buys", settings=EventQuestion(horizon_days=10))
+MOMENTS = SPLIT.training_moments(3, 10)
 
 
 class Buckets:
@@ -39,8 +42,13 @@ class Buckets:
             event_time=flat,
         )
 
-    def action_indices(self, names: None) -> None:
-        return names
+    event_columns: ClassVar[dict[str, str]] = {}
+
+    def with_columns(self, _: object) -> "Buckets":
+        return self
+
+    def with_numbers(self, _: object) -> "Buckets":
+        return self
 
 
 @pytest.fixture(autouse=True)
@@ -50,25 +58,24 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_trees_tell_users_apart_and_come_out_the_same_again() -> None:
     store = cast(SequenceStore, Buckets())
-    trees = fit_trees(store, SPLIT, TASK, seed=0)
-    assert trees is not None
-    assert trees == fit_trees(store, SPLIT, TASK, seed=0)
+    trees = fit_trees(store, SPLIT, [QUESTION], MOMENTS, seed=0)
+    assert trees == fit_trees(store, SPLIT, [QUESTION], MOMENTS, seed=0)
     sequences = store.read_sequences(0)
-    examples = outcome_examples(sequences, np.array([SPLIT.test]), TASK.horizon_days, 1, None)
-    booster = load_trees(trees)
+    examples = question_examples(sequences, np.array([SPLIT.test]), 1, [QUESTION])
+    booster = load_trees(trees["buys"])
     probability = predict_trees(booster, history_features(sequences, examples))
-    assert area_under_curve(examples.target, probability) > 0.85
+    assert area_under_curve(examples.target[:, 0], probability[:, 0]) > 0.85
     assert len(predict_trees(booster, history_features(sequences, examples.take(np.arange(0))))) == 0
 
 
 def test_no_more_examples_than_allowed_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
     monkeypatch.setattr(tree_baseline, "MOST_EXAMPLES", 400)
-    monkeypatch.setattr(tree_baseline, "_fit", lambda training, validation, _: held.append(len(training[1])) or "")
-    fit_trees(cast(SequenceStore, Buckets()), SPLIT, TASK, seed=0)
+    monkeypatch.setattr(tree_baseline, "grow_trees", lambda training, *_: held.append(len(training[1])) or "")
+    fit_trees(cast(SequenceStore, Buckets()), SPLIT, [QUESTION], MOMENTS, seed=0)
     assert 150 < held[0] < 400
 
 
 def test_one_outcome_only_has_no_trees() -> None:
-    task = OutcomeTask(horizon_days=1e-9, num_cutoffs=2)
-    assert fit_trees(cast(SequenceStore, Buckets()), SPLIT, task, seed=0) is None
+    never = Question(name="never", settings=EventQuestion(horizon_days=1e-9))
+    assert fit_trees(cast(SequenceStore, Buckets()), SPLIT, [never], MOMENTS, seed=0) == {}
