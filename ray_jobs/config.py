@@ -202,6 +202,11 @@ class Settings(SettingsModel):
         """Where the event log is."""
         return self.events.path or self.place("events")
 
+    def side_url(self, side: Literal["items", "users"]) -> str | None:
+        """Where the table of items or users is; None: there is none."""
+        path = self.items.path if side == "items" else self.users.path
+        return self.place(side) if path == "source" else path
+
     @property
     def store_url(self) -> str:
         """Where the sequence store is."""

@@ -8,7 +8,7 @@ if __name__ == "__main__":  # first, so that --help does not wait for Ray and to
 from data_io import storage
 from data_io.buckets import fingerprint
 from data_io.schema import DataContractError
-from data_io.sources import read_source, read_source_items
+from data_io.sources import read_source, read_source_items, read_source_users
 from ray_jobs.config import Settings
 from ray_jobs.progress import Progress, say
 
@@ -16,7 +16,7 @@ DONE_NAME = "_SOURCE.json"
 
 
 def run(settings: Settings) -> str:
-    """Write the events of the source under RUN_DIR/events, and its items, if it has any, under RUN_DIR/items.
+    """Write the events of the source under RUN_DIR/events, and what it says of items and users under items and users.
 
     Returns:
         The URL of the events.
@@ -34,16 +34,17 @@ def run(settings: Settings) -> str:
     progress = Progress("convert", 0, "rows")
     for part, table in enumerate(tables):
         num_rows += storage.write_parquet(storage.join(url, f"part-{part:05d}.parquet"), table).num_rows
-    _write_items(settings)
+    _write_sides(settings)
     storage.write_json(storage.join(url, DONE_NAME), mark | {"num_rows": num_rows})
     say(f"convert: {num_rows:,} events in {url} after {progress.seconds:.0f} s; next: clickformer build_sequences")
     return url
 
 
-def _write_items(settings: Settings) -> None:
-    items = read_source_items(settings.source)
-    if items is not None:
-        url = storage.absolute(settings.place("items"))
-        storage.delete_folder(url)
-        storage.write_parquet(storage.join(url, "part-00000.parquet"), items)
-        say(f"convert: {items.num_rows:,} items in {url}; name it as items.path to build the store with them")
+def _write_sides(settings: Settings) -> None:
+    for side, read in (("items", read_source_items), ("users", read_source_users)):
+        table = read(settings.source)
+        if table is not None:
+            url = storage.absolute(settings.place(side))
+            storage.delete_folder(url)
+            storage.write_parquet(storage.join(url, "part-00000.parquet"), table)
+            say(f"convert: {table.num_rows:,} {side} in {url}; set {side}.path to source to build the store with them")

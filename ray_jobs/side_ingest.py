@@ -54,9 +54,10 @@ def scan_sides(settings: Settings, kinds: dict[str, str]) -> SideSources:
         SettingsError: a feature has a name that cannot be.
     """
     items, users = settings.items, settings.users
+    of_items, of_users = settings.side_url("items"), settings.side_url("users")
     return SideSources(
-        items=scan_items(storage.absolute(items.path), items, kinds[ITEM_ID]) if items.path else None,
-        users=scan_users(storage.absolute(users.path), users, kinds[USER_ID]) if users.path else None,
+        items=scan_items(storage.absolute(of_items), items, kinds[ITEM_ID]) if of_items else None,
+        users=scan_users(storage.absolute(of_users), users, kinds[USER_ID]) if of_users else None,
     )
 
 

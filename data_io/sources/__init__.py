@@ -99,6 +99,21 @@ def read_source_items(settings: SourceSettings) -> pa.Table | None:
             return None
 
 
+def read_source_users(settings: SourceSettings) -> pa.Table | None:
+    """What the data set the settings name says of its users: user_id and attributes; None where it says nothing.
+
+    Raises:
+        DataContractError: its file is not that of the data set.
+    """
+    match settings.name:
+        case "complete_journey":
+            from data_io.sources import complete_journey
+
+            return complete_journey.read_users(None if settings.path is None else _needed_path(settings))
+        case _:
+            return None
+
+
 def _needed_path(settings: SourceSettings) -> Path:
     if settings.path is None:
         raise SettingsError(f"source.path is not set: {settings.name} needs the folder or file of the data set")

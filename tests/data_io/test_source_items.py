@@ -8,9 +8,11 @@ import pytest
 
 from data_io.config import SourceSettings
 from data_io.schema import DataContractError
-from data_io.sources import read_source_items
+from data_io.sources import read_source_items, read_source_users
 from ray_jobs import convert
 from ray_jobs.config import Settings
+
+HOUSEHOLD = ["age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count"]
 
 ATTRIBUTES = [
     ["Lee", None, "Hunting", "Optics", None, "Fan Shop"],
@@ -74,3 +76,15 @@ def test_complete_journey_products_are_a_category_path_and_a_kind_of_brand(tmp_p
         "category": [["GROCERY", "ICE", "CRUSHED"], ["MISC"]],
         "brand": ["National", "Private"],
     }
+
+
+def test_complete_journey_households_have_attributes(tmp_path: Path) -> None:
+    source = SourceSettings(name="complete_journey", path=str(tmp_path / "transactions.parquet"))
+    assert read_source_users(source) is None
+    assert read_source_users(SourceSettings(name="synthetic")) is None
+    pq.write_table(
+        pa.table({"household_id": [7]} | {name: ["a"] for name in HOUSEHOLD}), tmp_path / "demographics.parquet"
+    )
+    users = read_source_users(source)
+    assert users is not None
+    assert users.to_pylist() == [{"user_id": 7} | dict.fromkeys(HOUSEHOLD, "a")]
