@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_io.label_table import Asked
 from data_io.labels import Question, label_users
 from data_io.schema import PADDING_INDEX
 from data_io.sequences import Sequences
@@ -111,7 +112,9 @@ def next_item_examples(
     return _spans(sequences, row, ends[row], moments, length, sequences.item_index[target[row]])
 
 
-def question_examples(sequences: Sequences, cutoffs: np.ndarray, length: int, questions: Seq[Question]) -> Examples:
+def question_examples(
+    sequences: Sequences, cutoffs: np.ndarray, length: int, questions: Seq[Question], asked: Asked
+) -> Examples:
     """Questions asked of every user with history at each of several cutoffs, if any of them can be.
 
     Args:
@@ -119,11 +122,12 @@ def question_examples(sequences: Sequences, cutoffs: np.ndarray, length: int, qu
         cutoffs: [C] moments, microseconds since 1970 UTC.
         length: most events a span may hold.
         questions: what is asked; only events in [cutoff, cutoff + horizon) answer it.
+        asked: what for.
     """
     parts = []
     for cutoff in cutoffs.tolist():
         ends = ends_before(sequences, cutoff)
-        labels = label_users(questions, sequences, cutoff)
+        labels = label_users(questions, sequences, cutoff, asked)
         row = np.flatnonzero((ends > sequences.starts) & ~np.isnan(labels).all(axis=1))
         parts.append(_spans(sequences, row, ends[row], np.full(len(row), cutoff), length, labels[row]))
     return concatenate(parts)

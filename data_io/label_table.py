@@ -1,11 +1,12 @@
 """Labels that stand in a table: of a user, or of a user and a time.
 
-Held as three arrays, 20 bytes a row, on every worker. Invariant: of a user's labels that hold at a moment the earliest
-counts.
+Held as three arrays, 20 bytes a row, on every worker. Invariants: of a user's labels that hold at a moment the earliest
+counts; a label that holds at all times is asked in one stage only, so that nobody's is trained on and measured.
 """
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,10 @@ from data_io.sequences import event_micros
 
 MOST_ROWS = 50_000_000
 """1 GB on every worker."""
+Asked = Literal["training", "validation", "test"]
+"""What answers are for."""
+_TENTHS: dict[Asked, range] = {"training": range(2, 10), "validation": range(1, 2), "test": range(1)}
+"""Of the users, for labels that hold at all times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +47,9 @@ class LabelTable:
         order = np.argsort(user, kind="stable") if time is None else np.lexsort((time, user))
         return cls(user=user[order], time=None if time is None else time[order], label=label[order].astype(np.float32))
 
-    def labels(self, user_ids: pa.Array, moment: int, horizon: int) -> np.ndarray:
-        """[U] the label of each user that holds at a moment, or came about within a horizon (both microseconds) after
-        it; NaN where there is none."""
+    def labels(self, user_ids: pa.Array, moment: int, horizon: int, asked: Asked) -> np.ndarray:
+        """[U] the label of each user that came about within a horizon after a moment (both microseconds), or holds at
+        all times; NaN where there is none, or where the user is kept for another stage."""
         users = hash64(user_ids)
         begin = np.searchsorted(self.user, users)
         if self.time is not None:
@@ -54,6 +59,8 @@ class LabelTable:
         there[there] = self.user[begin[there]] == users[there]
         if self.time is not None:
             there[there] = self.time[begin[there]] < moment + horizon
+        if self.time is None:
+            there &= np.isin((users >> np.uint64(32)) % np.uint64(10), _TENTHS[asked])
         found[there] = self.label[begin[there]]
         return found
 

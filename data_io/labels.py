@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_io.label_table import LabelTable
+from data_io.label_table import Asked, LabelTable
 from data_io.question_config import (
     Answer,
     CategoriesQuestion,
@@ -66,19 +66,29 @@ def longest_horizon(questions: Sequence[Question]) -> float:
     return max(horizon_of(question.settings) for question in questions)
 
 
-def label_users(questions: Sequence[Question], sequences: Sequences, moment: int) -> np.ndarray:
-    """[U, L] float32 labels of every user of a bucket, the columns of one question after the other."""
+def label_users(
+    questions: Sequence[Question], sequences: Sequences, moment: int, asked: Asked = "training"
+) -> np.ndarray:
+    """[U, L] float32 labels of every user of a bucket, the columns of one question after the other.
+
+    Args:
+        questions: what is asked.
+        sequences: of the bucket, with the numbers that labels are made of.
+        moment: microseconds since 1970 UTC.
+        asked: what for; labels that hold at all times are asked of other users for each.
+    """
     parts = [
-        _labels(question, sequences, moment).reshape(sequences.num_users, question.width) for question in questions
+        _labels(question, sequences, moment, asked).reshape(sequences.num_users, question.width)
+        for question in questions
     ]
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def _labels(question: Question, sequences: Sequences, moment: int) -> np.ndarray:
+def _labels(question: Question, sequences: Sequences, moment: int, asked: Asked) -> np.ndarray:
     settings = question.settings
     if isinstance(settings, SegmentQuestion | TableQuestion):
         assert question.table is not None
-        return question.table.labels(sequences.user_id, moment, int(horizon_of(settings) * DAY_US))
+        return question.table.labels(sequences.user_id, moment, int(horizon_of(settings) * DAY_US), asked)
     followers = _Followers(question, sequences, moment)
     match settings:
         case EventQuestion():

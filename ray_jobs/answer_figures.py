@@ -16,7 +16,8 @@ from data_io.buckets import read_bucket
 from data_io.snapshots import read_manifest
 from model.score_counts import ScoreCounts, total_counts
 from ray_jobs.bucket_map import map_buckets
-from ray_jobs.outcome_tables import BEFORE, OUTCOME, PREDICTED, STAGE, TREES, score_name
+from ray_jobs.models import score_name
+from ray_jobs.outcome_tables import BEFORE, OUTCOME, PREDICTED, STAGE, TREES
 
 _CLIP, _NORMAL_95 = 1e-7, 1.959963984540054
 

@@ -6,7 +6,6 @@ event from the test cutoff on.
 
 import numpy as np
 
-from data_io.examples import Examples, question_examples
 from data_io.features import history_features
 from data_io.questions import with_numbers_for
 from model.blend import Blend, fit_blend
@@ -59,10 +58,8 @@ def _validation_users(
         if sum(len(rows[1]) for rows, _ in parts) >= MOST_USERS:
             break
         sequences = known_to(saved.encoder, store.read_sequences(bucket))
-        examples = _some(
-            learning,
-            question_examples(sequences, np.array([learning.split.validation]), learning.length, learning.questions),
-        )
+        examples = learning.validation_examples(sequences)
+        examples = examples.take(np.arange(min(len(examples), MOST_USERS)))
         predicted = predict_answers(model, sequences, examples, UserBatches(VALIDATION_BATCH))
         parts.append(((history_features(sequences, examples), examples.target), predicted))
     names = list(parts[0][1])
@@ -71,8 +68,3 @@ def _validation_users(
         {name: np.concatenate([predicted[name] for _, predicted in parts]) for name in names},
         np.concatenate([features for (features, _), _ in parts]),
     )
-
-
-def _some(learning: OutcomeLearning, examples: Examples) -> Examples:
-    """As many users of a bucket as are read at most."""
-    return examples.take(np.arange(min(len(examples), MOST_USERS)))

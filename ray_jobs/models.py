@@ -81,8 +81,26 @@ def find_tasks(settings: Settings, store: SequenceStore, names: list[str] | None
     """Outcome models by name; None finds all that are published.
 
     Raises:
-        SettingsError: a named task ranks items.
+        SettingsError: a named task ranks items, was trained by an earlier version, or two answers are called alike.
     """
+    found = _tasks_by_name(settings, store, names)
+    asked: dict[str, str] = {}
+    for name, folder in found.items():
+        if "questions" not in folder.manifest:
+            raise SettingsError(f"task {name} was trained by an earlier version of clickformer: finetune it again")
+        for answer in (score_name(name, question["name"]) for question in folder.manifest["questions"]):
+            if answer in asked:
+                raise SettingsError(f"tasks {asked[answer]} and {name} both have an answer {answer}; rename one")
+            asked[answer] = name
+    return found
+
+
+def score_name(task: str, question: str) -> str:
+    """What the answers to a question are called: as the task, if it is the only one."""
+    return f"{task}_{question}" if question else task
+
+
+def _tasks_by_name(settings: Settings, store: SequenceStore, names: list[str] | None) -> dict[str, ModelFolder]:
     folders = storage.list_folders(storage.absolute(settings.place("tasks"))) if names is None else names
     if names is None:
         done = (name for name in folders if not name.endswith(".work"))

@@ -73,7 +73,7 @@ class OutcomeLearning:
 
     def make_examples(self, sequences: Sequences) -> Examples:
         """Every user with history at every training moment."""
-        return question_examples(sequences, self.moments, self.length, self.questions)
+        return question_examples(sequences, self.moments, self.length, self.questions, "training")
 
     def make_batch(self, sequences: Sequences, examples: Examples) -> Batch:
         """Histories, their features and labels."""
@@ -156,7 +156,8 @@ class OutcomeLearning:
 
     def validation_examples(self, sequences: Sequences) -> Examples:
         """Every user with history at the validation cutoff."""
-        return question_examples(sequences, np.array([self.split.validation]), self.length, self.questions)
+        moments = np.array([self.split.validation])
+        return question_examples(sequences, moments, self.length, self.questions, "validation")
 
     def validate(self, model: ClickformerForOutcome, sequences: Sequences, examples: Examples) -> np.ndarray:
         """[N, L + P] labels and predictions of all questions."""

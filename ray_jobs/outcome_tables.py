@@ -21,15 +21,11 @@ from data_io.splits import DAY_US, Cutoffs, Stage
 from model.checkpoint import SavedModel
 from model.scoring import UserBatches, blended_answers
 from model.trees import predict_trees
+from ray_jobs.models import score_name
 
 TREES, NETWORK, BEFORE, STAGE = "trees", "network", "before", "stage"
 OUTCOME, PREDICTED = "outcome", "probability"
 STAGES: tuple[Stage, ...] = ("validation", "test")
-
-
-def score_name(task: str, question: str) -> str:
-    """What the answers to a question are called: as the task, if it is the only one."""
-    return f"{task}_{question}" if question else task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +44,7 @@ def outcome_tables(task: AskedTask, sequences: Sequences, split: Cutoffs, batche
     parts: dict[str, list[pa.Table]] = {question.name: [] for question in task.questions}
     length = task.saved.encoder.config.sequence_length
     for stage in STAGES:
-        examples = question_examples(sequences, np.array([split.of(stage)]), length, task.questions)
+        examples = question_examples(sequences, np.array([split.of(stage)]), length, task.questions, stage)
         features = history_features(sequences, examples)
         answers = blended_answers(task.saved, sequences, examples, batches)
         column = 0

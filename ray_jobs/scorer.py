@@ -31,7 +31,7 @@ from model.ranker import Ranker, Ranking
 from model.scoring import UserBatches, ask, blended_answers
 from model.sharing import unpack_model
 from ray_jobs.loading import find_device, known_to, with_inputs
-from ray_jobs.outcome_tables import score_name
+from ray_jobs.models import score_name
 from ray_jobs.pipeline import overlap
 from ray_jobs.popularity import Popularity, segments_of
 from ray_jobs.rules import RulePlan

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_io.examples import question_examples
 from data_io.features import history_features
+from data_io.label_table import Asked
 from data_io.labels import Question
 from data_io.questions import with_numbers_for
 from data_io.splits import Cutoffs
@@ -39,8 +40,9 @@ def fit_trees(
     def read(bucket: int) -> tuple[int, Rows, Rows]:
         sequences, chance = store.read_sequences(bucket), np.random.default_rng([seed, bucket])
         parts: list[Rows] = []
-        for cutoffs in (moments, np.array([split.validation])):
-            examples = question_examples(sequences, cutoffs, 1, questions)
+        stages: list[tuple[np.ndarray, Asked]] = [(moments, "training"), (np.array([split.validation]), "validation")]
+        for cutoffs, asked in stages:
+            examples = question_examples(sequences, cutoffs, 1, questions, asked)
             examples = examples.take(np.flatnonzero(chance.random(len(examples)) < share))
             parts.append((history_features(sequences, examples), examples.target))
         return bucket, parts[0], parts[1]

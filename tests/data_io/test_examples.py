@@ -56,7 +56,7 @@ def test_no_event_at_or_after_the_cutoff_enters_a_span(
     sequences = make_sequences(*users)
     for cutoff in (split.validation, split.test):
         assert_only_the_past(sequences, history_examples(sequences, cutoff, length), cutoff, length)
-        outcomes = question_examples(sequences, np.array([cutoff]), length, [ask(1.0)])
+        outcomes = question_examples(sequences, np.array([cutoff]), length, [ask(1.0)], "training")
         assert_only_the_past(sequences, outcomes, cutoff, length)
         assert (outcomes.now == cutoff).all()
     for stage in ("validation", "test"):
@@ -198,7 +198,7 @@ def test_outcomes_are_those_a_naive_loop_finds(
                 expected.append((row, cutoff * DAY_US, int(happens)))
     sequences = make_sequences(*users, unit_us=DAY_US)
     wanted = None if actions is None else np.array(actions)
-    examples = question_examples(sequences, np.array(cutoffs) * DAY_US, 3, [ask(float(horizon), wanted)])
+    examples = question_examples(sequences, np.array(cutoffs) * DAY_US, 3, [ask(float(horizon), wanted)], "training")
     found = zip(examples.row.tolist(), examples.now.tolist(), examples.target[:, 0].tolist(), strict=True)
     assert list(found) == expected
 

@@ -22,7 +22,7 @@ USERS = [[(1, 10, 2), (3, 11, 2), (6, 12, 2)], [(2, 10, 2)], [(5, 11, 2), (7, 13
 def asked(make_sequences: Callable) -> tuple[Sequences, Examples]:
     sequences = make_sequences(*USERS, unit_us=DAY_US)
     question = Question(name="", settings=EventQuestion(horizon_days=2))
-    return sequences, question_examples(sequences, np.array([4, 6]) * DAY_US, 5, [question])
+    return sequences, question_examples(sequences, np.array([4, 6]) * DAY_US, 5, [question], "training")
 
 
 def honest(sequences: Sequences, examples: Examples) -> Batch:

@@ -61,7 +61,7 @@ def test_trees_tell_users_apart_and_come_out_the_same_again() -> None:
     trees = fit_trees(store, SPLIT, [QUESTION], MOMENTS, seed=0)
     assert trees == fit_trees(store, SPLIT, [QUESTION], MOMENTS, seed=0)
     sequences = store.read_sequences(0)
-    examples = question_examples(sequences, np.array([SPLIT.test]), 1, [QUESTION])
+    examples = question_examples(sequences, np.array([SPLIT.test]), 1, [QUESTION], "test")
     booster = load_trees(trees["buys"])
     probability = predict_trees(booster, history_features(sequences, examples))
     assert area_under_curve(examples.target[:, 0], probability[:, 0]) > 0.85
