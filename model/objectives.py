@@ -68,7 +68,7 @@ class ItemLoss(nn.Module):
     def __init__(self, softmax: SoftmaxSettings, item_counts: Tensor, candidates: Tensor | None = None) -> None:
         super().__init__()
         self.num_items = len(item_counts) - FIRST_INDEX if candidates is None else len(candidates)
-        self.softmax = _by_size(softmax, self.num_items) if isinstance(softmax, AutoSoftmax) else softmax
+        self.softmax = softmax_for(softmax, self.num_items)
         self.sampler = _make_sampler(self.softmax, item_counts, candidates)
 
     def forward(self, encoder: ClickformerEncoder, states: Tensor, targets: Tensor, seed: int) -> Tensor:
@@ -93,7 +93,10 @@ class ItemLoss(nn.Module):
         return sampled_softmax_loss(states, positives, negatives, correction, pool.num_uniform, smoothing)
 
 
-def _by_size(softmax: AutoSoftmax, num_items: int) -> FullSoftmax | SampledSoftmax:
+def softmax_for(softmax: SoftmaxSettings, num_items: int) -> FullSoftmax | SampledSoftmax | BinaryLoss:
+    """The loss that settings mean for a catalogue of that size."""
+    if not isinstance(softmax, AutoSoftmax):
+        return softmax
     if num_items <= softmax.full_up_to:
         return FullSoftmax(label_smoothing=softmax.label_smoothing)
     return SampledSoftmax(
@@ -229,13 +232,20 @@ class ItemObjective(nn.Module):
         self._parts |= {name: self._parts.get(name, 0) + loss.detach() for name, loss in parts.items()}
 
     def _loss_of_states(self, states: Tensor, inputs: EncoderInputs, targets: Tensor, seed: int) -> Tensor:
-        wanted = targets > 0
-        losses = self.item_loss(self.encoder, states[wanted], targets[wanted], seed)
-        if self.encoder.repeat_choice is not None:
-            repeats = self.encoder.repeat_choice(states, choosable_events(inputs))
-            again = repeats.log_probability(inputs[ITEM_INDEX], targets)[wanted]
-            losses = mix_losses(losses, again, repeats.gate[wanted])
-        return losses.sum()
+        return choice_losses(self.encoder, self.item_loss, states, inputs, targets, seed).sum()
+
+
+def choice_losses(
+    encoder: ClickformerEncoder, item_loss: ItemLoss, states: Tensor, inputs: EncoderInputs, targets: Tensor, seed: int
+) -> Tensor:
+    """Loss [P] of each position whose target [B, T] is not 0, from states [B, T, D] after the readout."""
+    wanted = targets > 0
+    losses = item_loss(encoder, states[wanted], targets[wanted], seed)
+    if encoder.repeat_choice is not None:
+        repeats = encoder.repeat_choice(states, choosable_events(inputs))
+        again = repeats.log_probability(inputs[ITEM_INDEX], targets)[wanted]
+        losses = mix_losses(losses, again, repeats.gate[wanted])
+    return losses
 
 
 class NextItemObjective(ItemObjective):

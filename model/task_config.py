@@ -10,6 +10,17 @@ from model.loss_config import AutoSoftmax, SoftmaxSettings
 from model.training_config import OptimizerSettings, TrainingSettings
 
 
+class RewardSettings(SettingsModel):
+    """What actions are worth, where a network learns from feedback instead of predicting what comes next."""
+
+    actions: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    """Reward of each action, such as {purchase: 1, cart: 0.3}; other actions are not learned from."""
+    top_k: int = Field(default=1, ge=1)
+    """Items that are shown together: an item that is among them anyway gains less."""
+    max_importance: float = Field(default=10.0, gt=0)
+    """Cap of how much more probable an item is than in the log."""
+
+
 class NextItemTask(SettingsModel):
     """Go on predicting items, on wanted actions only if split by target_actions."""
 
@@ -19,6 +30,9 @@ class NextItemTask(SettingsModel):
     """The loss over items."""
     windows_per_user: int | None = Field(default=None, ge=1)
     """As in pretrain."""
+    rewards: RewardSettings | None = None
+    """Learn by reward instead, as off-policy REINFORCE does, from the encoder as a model of the log; needs a whole
+    softmax. None: predict what comes next."""
 
 
 class OutcomeTask(SettingsModel):

@@ -34,8 +34,9 @@ from model.heads import free_parameters
 from model.loss_config import SoftmaxSettings
 from model.metrics import ndcg_at
 from model.objectives import Extras, ItemLoss, ItemObjective, MaskedItemObjective, NextItemObjective
+from model.rewarded import RewardedObjective
 from model.scoring import iter_batches, rank_items
-from model.task_config import LowRankAdapters, Trainable
+from model.task_config import LowRankAdapters, RewardSettings, Trainable
 from model.topk import exclude_items, target_ranks
 from ray_jobs.item_features import tell_features
 from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, count_items, describe_split
@@ -67,6 +68,8 @@ class ItemLearning:
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     adversarial: float = 0.0
     """Length of worst steps of event vectors; 0 takes none."""
+    rewards: RewardSettings | None = None
+    """What actions are worth; None: what comes next is predicted."""
 
     @property
     def length(self) -> int:
@@ -126,8 +129,17 @@ class ItemLearning:
         match self.objective:
             case MaskedItem(mask_share=mask_share):
                 return MaskedItemObjective(encoder, item_loss, mask_share, extras)
+            case NextItem() if self.rewards is not None:
+                return self._rewarded(encoder, item_loss, self.rewards)
             case NextItem():
                 return NextItemObjective(encoder, item_loss, extras)
+
+    def _rewarded(self, encoder: ClickformerEncoder, item_loss: ItemLoss, settings: RewardSettings) -> nn.Module:
+        assert self.pretrained_url is not None, "only fine-tuning learns by reward"
+        indices = self.store.action_indices(list(settings.actions))
+        rewards = torch.zeros(self.encoder_config["num_actions"])
+        rewards[torch.from_numpy(indices)] = torch.tensor(list(settings.actions.values()))
+        return RewardedObjective(encoder, item_loss, load_model(self.pretrained_url).encoder, rewards, settings)
 
     def model_of(self, objective: nn.Module) -> ClickformerEncoder:
         """The encoder."""
@@ -174,11 +186,13 @@ class ItemLearning:
 
     @property
     def _needs_actions(self) -> bool:
-        return self._can_be_asked or self.auxiliary.next_action > 0
+        return self._can_be_asked or self.auxiliary.next_action > 0 or self.rewards is not None
 
     @property
     def _trained_actions(self) -> np.ndarray | None:
         """Actions whose items are targets in training: any may be hidden, and any may be asked for by its action."""
+        if self.rewards is not None:
+            return self.store.action_indices(list(self.rewards.actions))
         only_wanted = isinstance(self.objective, NextItem) and not self._can_be_asked
         return self._target_actions if only_wanted else None
 

@@ -12,9 +12,17 @@ from model.checkpoint import load_model
 from model.config import EncoderSettings, MaskedItem, NextItem
 from model.encoder import ClickformerConfig, make_backbone
 from model.heads import free_parameters
-from model.loss_config import SoftmaxSettings
-from model.objectives import check_choices
-from model.task_config import AutoTrainable, FullEncoder, NextItemTask, OutcomeTask, QuestionsTask, TopLayers
+from model.loss_config import FullSoftmax, SoftmaxSettings
+from model.objectives import check_choices, softmax_for
+from model.task_config import (
+    AutoTrainable,
+    FullEncoder,
+    NextItemTask,
+    OutcomeTask,
+    QuestionsTask,
+    RewardSettings,
+    TopLayers,
+)
 from ray_jobs.config import Settings
 from ray_jobs.item_features import find_features
 from ray_jobs.item_learning import ItemLearning
@@ -76,12 +84,14 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
     kept = {name: config[name] for name in ("vocabulary_size", "num_actions", "attention", *_encoder_fields())}
     kept["asked_action"] = _asked_action(config, store, settings.target_actions)
     match settings.finetune.task:
-        case NextItemTask(softmax=softmax, windows_per_user=windows_per_user):
+        case NextItemTask(softmax=softmax, windows_per_user=windows_per_user, rewards=rewards):
             if config["attention"] != "causal":
                 raise SettingsError(
                     "finetune.task next_item needs a causal encoder, and this one was pretrained with masked_item"
                 )
             _check_softmax(softmax, store, mixes=saved.encoder.mixes)
+            if rewards is not None:
+                _check_rewards(rewards, softmax, store)
             return ItemLearning(
                 store=store,
                 split=split,
@@ -93,6 +103,7 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
                 exclude_seen=settings.evaluation.exclude_seen,
                 pretrained_url=url,
                 trainable=trainable,
+                rewards=rewards,
             )
         case (OutcomeTask() | QuestionsTask()) as task:
             assert isinstance(split, Cutoffs), "Settings refuses outcomes under leave_one_out"
@@ -106,6 +117,16 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
                 encoder_config=kept,
                 pretrained_url=url,
             )
+
+
+def _check_rewards(rewards: RewardSettings, softmax: SoftmaxSettings, store: SequenceStore) -> None:
+    """Refuse what has no log-probability, or an action that the log has not."""
+    store.action_indices(list(rewards.actions))
+    if not isinstance(softmax_for(softmax, store.vocabulary.size), FullSoftmax):
+        raise SettingsError(
+            f"finetune.task.rewards weighs items by their probability, for which softmax kind {softmax.kind} is not "
+            f"enough with {store.vocabulary.size:,} items; set finetune.task.softmax.kind to full"
+        )
 
 
 def _asked_action(config: dict[str, Any], store: SequenceStore, target_actions: list[str] | None) -> int:
