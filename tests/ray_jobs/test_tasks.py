@@ -14,6 +14,8 @@ from model.encoder import ClickformerConfig
 from model.engine import to_tensors
 from model.heads import ClickformerForOutcome
 from model.neighbour_choice import NeighbourTable
+from model.outcome_objective import OutcomeObjective
+from model.rewarded import RewardedObjective
 from ray_jobs.item_learning import ItemLearning
 from ray_jobs.learning import StoreIndex
 from ray_jobs.outcome_learning import OutcomeLearning
@@ -172,3 +174,69 @@ def test_a_fresh_encoder_starts_from_the_vectors_and_neighbours_of_the_index(
     weight = encoder.item_table.weight[2:].detach()
     expected = torch.nn.functional.normalize(torch.from_numpy(vectors[2:]), dim=1)
     torch.testing.assert_close(torch.nn.functional.normalize(weight, dim=1), expected)
+
+
+def test_rewards_take_the_pretrained_encoder_as_a_model_of_the_log(
+    store: SequenceStore, sequences: Sequences, make_settings: MakeSettings, save_encoder: SaveEncoder
+) -> None:
+    save_encoder(store)
+    task = {"kind": "next_item", "softmax": {"kind": "full"}, "rewards": {"actions": {"buy": 1, "view": 0.1}}}
+    learning = finetuning(make_settings(finetune={"task": task, "trainable": {"kind": "full"}}), store, SPLIT)
+    assert isinstance(learning, ItemLearning)
+    objective = learning.build(count_bucket(learning, sequences))
+    assert isinstance(objective, RewardedObjective)
+    assert objective.rewards.tolist() == pytest.approx([0, 0, 0.1, 1])
+    batch = learning.make_batch(sequences, learning.make_examples(sequences))
+    loss = objective(to_tensors(batch, torch.device("cpu")), seed=0)
+    assert loss.isfinite()
+    assert learning.model_of(objective) is objective.encoder
+
+
+@pytest.mark.parametrize(
+    ("softmax", "actions", "message"),
+    [
+        ({"kind": "sampled"}, {"buy": 1}, r"finetune\.task\.rewards weighs items by their probability"),
+        ({"kind": "full"}, {"sell": 1}, "action sell is not in the log"),
+    ],
+)
+def test_rewards_that_cannot_be_are_refused(
+    store: SequenceStore,
+    make_settings: MakeSettings,
+    save_encoder: SaveEncoder,
+    softmax: dict[str, str],
+    actions: dict[str, int],
+    message: str,
+) -> None:
+    save_encoder(store)
+    task = {"kind": "next_item", "softmax": softmax, "rewards": {"actions": actions}}
+    with pytest.raises(SettingsError, match=message):
+        finetuning(make_settings(finetune={"task": task, "trainable": {"kind": "full"}}), store, SPLIT)
+
+
+def test_several_questions_are_learned_at_once_with_few_labels_on_a_frozen_encoder(
+    store: SequenceStore, sequences: Sequences, make_settings: MakeSettings, save_encoder: SaveEncoder
+) -> None:
+    save_encoder(store)
+    questions = {
+        "buys": {"kind": "event", "horizon_days": 2, "actions": ["buy"]},
+        "gone": {"kind": "churn", "horizon_days": 1},
+    }
+    task = {"kind": "questions", "num_cutoffs": 2, "questions": questions, "learned_weights": True}
+    learning = finetuning(make_settings(finetune={"task": task}), store, SPLIT)
+    assert isinstance(learning, OutcomeLearning)
+    objective = learning.build(count_bucket(learning, sequences))
+    model = learning.model_of(objective)
+    assert isinstance(objective, OutcomeObjective)
+    assert objective.log_variance is not None
+    assert model.questions == ["buys", "gone"]
+    assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
+    assert not model.config.deep_heads
+    described = learning.describe()
+    assert [question["answer"] for question in described["questions"]] == ["binary", "binary"]
+    assert learning.moments.tolist() == described["moments"]
+    plenty = {"task": task, "trainable": {"kind": "auto", "few_labels": 0}}
+    many = finetuning(make_settings(finetune=plenty), store, SPLIT)
+    assert isinstance(many, OutcomeLearning)
+    deep = many.model_of(many.build(count_bucket(many, sequences)))
+    assert deep.config.deep_heads
+    assert any(parameter.requires_grad for parameter in deep.encoder.parameters())
