@@ -35,6 +35,7 @@ JOBS = {
     "lookup": "show what was written for one user: lookup shop.yaml --user ID",
     "rollback": "let readers see the scores from before again",
     "evaluate": "hold the models against what happened next, beside simple baselines",
+    "off_policy": "learn from what was shown: clicks, and what other policies would earn",
     "demo": "all of these in order, on real data: demo [--data synthetic]",
 }
 

@@ -28,6 +28,7 @@ from data_io.inputs import check_inputs
 from model.config import EncoderSettings, PretrainSettings
 from model.task_config import FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, QuestionsTask
 from model.training_config import TrainingSettings
+from ray_jobs.feedback_config import FeedbackSettings
 from ray_jobs.scoring_config import ExportSettings, LookupSettings, ScoringSettings
 from ray_jobs.tracking_config import TrackingSettings
 
@@ -152,6 +153,8 @@ class Settings(SettingsModel):
     """All-user scores."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """The report."""
+    feedback: FeedbackSettings = FeedbackSettings()
+    """Impressions to learn from."""
     tracking: TrackingSettings = TrackingSettings()
     """What records a training."""
     cluster: ClusterSettings = ClusterSettings()
@@ -248,6 +251,7 @@ JOB_SECTIONS: dict[str, tuple[str, ...]] = {
     "lookup": ("run_dir", "lookup"),
     "rollback": ("run_dir",),
     "evaluate": (*_MODEL_SECTIONS, "evaluation"),
+    "off_policy": ("run_dir", "seed", "feedback"),
     "demo": tuple(Settings.model_fields),
 }
 """Which sections each job reads; a setting of another section is refused on its command line."""

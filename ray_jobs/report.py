@@ -9,7 +9,7 @@ from data_io import storage
 from ray_jobs.config import BASELINES
 from ray_jobs.plots import new_figure, to_svg
 
-_TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+_TEMPLATES = Path(__file__).parent / "templates"
 _MODEL_COLOUR, _BASELINE_COLOUR = "#2563eb", "#9ca3af"
 _MORE_MODEL_COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#db2777")
 _BASELINE_STYLES = ("-", ":", "--", "-.")
@@ -17,12 +17,16 @@ _BASELINE_STYLES = ("-", ":", "--", "-.")
 
 def write_report(url: str, report: dict[str, Any]) -> None:
     """Write the page of a report (see `ray_jobs.evaluate`) as one file."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(_TEMPLATE.read_text())
     plots = {"ranking": plot_ranking(report["next_item"]), "recall": plot_recall(report["next_item"])}
     tasks = {name: [plot_roc(figures), plot_calibration(figures)] for name, figures in report["outcomes"].items()}
-    page = template.render(report=report, plots=plots, task_plots=tasks)
+    page = render_page("report.html", report=report, plots=plots, task_plots=tasks)
     storage.write_bytes(url, page.encode())
+
+
+def render_page(template: str, **content: Any) -> str:
+    """A page from one of the templates of this package; text is escaped, and what a template names must be there."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string((_TEMPLATES / template).read_text()).render(**content)
 
 
 def plot_ranking(figures: dict[str, Any]) -> str:
