@@ -27,6 +27,7 @@ from data_io.config import (
 from data_io.inputs import check_inputs
 from model.config import EncoderSettings, FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, PretrainSettings
 from model.training_config import TrainingSettings
+from ray_jobs.profile_config import ProfileSettings
 from ray_jobs.scoring_config import ExportSettings, LookupSettings, ScoringSettings
 from ray_jobs.tracking_config import TrackingSettings
 
@@ -149,6 +150,8 @@ class Settings(SettingsModel):
     """Supervised training."""
     scoring: ScoringSettings = ScoringSettings()
     """All-user scores."""
+    profile: ProfileSettings = ProfileSettings()
+    """What is told of every user."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """The report."""
     tracking: TrackingSettings = TrackingSettings()
@@ -237,6 +240,7 @@ JOB_SECTIONS: dict[str, tuple[str, ...]] = {
     "pretrain": (*_MODEL_SECTIONS, "tracking", "encoder", "pretrain"),
     "finetune": (*_MODEL_SECTIONS, "tracking", "finetune"),
     "score_users": ("run_dir", "scoring", "cluster"),
+    "profile": ("run_dir", "seed", "target_actions", "profile", "cluster"),
     "export": ("run_dir", "export", "cluster"),
     "lookup": ("run_dir", "lookup"),
     "rollback": ("run_dir",),

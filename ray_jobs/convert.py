@@ -46,4 +46,4 @@ def _write_items(settings: Settings) -> None:
         url = storage.absolute(settings.place("items"))
         storage.delete_folder(url)
         storage.write_parquet(storage.join(url, "part-00000.parquet"), items)
-        say(f"convert: {items.num_rows:,} items in {url}; name it as items.path to build the store with them")
+        say(f"convert: {items.num_rows:,} items in {url}; items.path: RUN_DIR/items builds the store with them")

@@ -24,6 +24,9 @@ from ray_jobs.bucket_map import map_tasks, spans_of
 from ray_jobs.config import Settings
 from ray_jobs.ingest_tasks import Ingest
 
+IN_RUN = "RUN_DIR/"
+"""Begins the path of a table that stands in the folder of the run, as `convert` writes one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SideSources:
@@ -55,9 +58,14 @@ def scan_sides(settings: Settings, kinds: dict[str, str]) -> SideSources:
     """
     items, users = settings.items, settings.users
     return SideSources(
-        items=scan_items(storage.absolute(items.path), items, kinds[ITEM_ID]) if items.path else None,
-        users=scan_users(storage.absolute(users.path), users, kinds[USER_ID]) if users.path else None,
+        items=scan_items(_place(settings, items.path), items, kinds[ITEM_ID]) if items.path else None,
+        users=scan_users(_place(settings, users.path), users, kinds[USER_ID]) if users.path else None,
     )
+
+
+def _place(settings: Settings, path: str) -> str:
+    """The URL of a side table, which may be given as below the run's folder."""
+    return storage.absolute(settings.place(path.removeprefix(IN_RUN)) if path.startswith(IN_RUN) else path)
 
 
 def ingest_items(ingest: Ingest, settings: Settings, source: SideTable | None, item_ids: pa.Array) -> dict[str, Any]:

