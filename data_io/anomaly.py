@@ -90,8 +90,10 @@ class Reference:
 
 def _length_edges(lengths: np.ndarray) -> list[float]:
     num_bins = int(np.clip(len(lengths) // _LEAST_IN_BIN, 1, _MOST_BINS))
-    edges = np.unique(np.quantile(lengths, np.arange(1, num_bins) / num_bins)) if len(lengths) else np.zeros(0)
-    return edges[edges > lengths.min(initial=0)].tolist()
+    if not len(lengths):
+        return []
+    edges = np.unique(np.quantile(lengths, np.arange(1, num_bins) / num_bins, method="inverted_cdf"))
+    return edges[edges > lengths.min()].astype(float).tolist()
 
 
 def _quantiles(values: np.ndarray) -> list[float]:

@@ -93,8 +93,8 @@ class ItemSettings(SettingsModel):
     """The item table: what the shop knows of its items."""
 
     path: str | None = None
-    """Folder, file or glob of Parquet files, local or s3://, RUN_DIR/items being what `convert` writes; None: there is no
-    item table."""
+    """Folder, file or glob of Parquet files, local or s3://, RUN_DIR/items being what `convert` writes; None: there is
+    no item table."""
     columns: dict[str, str] = {}
     """Contract column or feature to the table's own name, for those that differ, such as {item_id: sku}."""
     features: dict[str, Literal["categorical", "numeric", "text", "vector"]] = {}

@@ -17,8 +17,7 @@ from data_io.sequences import Sequences
 
 DAY_HOURS = 24
 WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-DAY_PARTS = ("night", "morning", "afternoon", "evening")
-"""Six hours each, from midnight UTC on."""
+DAY_PARTS = ("0 to 6 h UTC", "6 to 12 h UTC", "12 to 18 h UTC", "18 to 24 h UTC")
 BAND_SHARES = (0.2, 0.4, 0.6, 0.8)
 """Quantiles of the log's prices between the price bands 1 (cheapest) to 5."""
 _HOUR_US = 3_600_000_000

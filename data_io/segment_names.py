@@ -18,6 +18,7 @@ LEAST_SHARE = 0.005
 """Share of a segment below which a term is too rare to name it."""
 _PRIOR_STRENGTH = 50.0
 """Users that the prior, which is all users, is worth."""
+_TINY = 1e-9
 _NAMED_CATEGORIES = 2
 _MUCH_MORE, _MUCH_LESS = 1.5, 1 / 1.5
 
@@ -39,7 +40,8 @@ def over_represented(shares: pl.DataFrame, segment: np.ndarray, num_segments: in
     """Terms that users of each segment have clearly more often than all others.
 
     Log-odds ratios of a segment against all other users with an informative Dirichlet prior, each group of terms by
-    itself, over their estimated standard deviation.
+    itself, over their standard deviation. That comes from how much users differ, since what one user has are not
+    independent draws: the variance of the mean share over the squared slope of the log-odds.
 
     Args:
         shares: columns user, group, term and share, as `data_io.preferences.shares_of_terms` gives them.
@@ -47,33 +49,59 @@ def over_represented(shares: pl.DataFrame, segment: np.ndarray, num_segments: in
         num_segments: K.
 
     Source:
-        Monroe et al. 2008, "Fightin' Words", Political Analysis 16(4), eq. 15, 16, 18 and 22, on sums of shares in
-        place of counts.
+        Monroe et al. 2008, "Fightin' Words", Political Analysis 16(4), eq. 15, 16 and 22, on sums of shares in place of
+        counts; the variance is ours.
     """
-    by_user = shares.with_columns(pl.Series("segment", segment[shares["user"].to_numpy()]))
-    inside = by_user.group_by("group", "term", "segment").agg(pl.col("share").sum().alias("inside"))
-    terms = inside.group_by("group", "term").agg(pl.col("inside").sum().alias("all"))
-    every = terms.join(pl.DataFrame({"segment": np.arange(num_segments, dtype=segment.dtype)}), how="cross")
-    sums = every.join(inside, on=["group", "term", "segment"], how="left").fill_null(0.0)
-    sums = sums.with_columns(
-        pl.col("inside").sum().over("group", "segment").alias("segment_total"),
-        pl.col("all").sum().over("group", "segment").alias("total"),
+    sums = _sums(shares.with_columns(pl.Series("segment", segment[shares["user"].to_numpy()])), num_segments)
+    own, other = _log_odds("inside", "num_inside"), _log_odds("outside", "num_outside")
+    variance = _variance("inside", "inside_squares", "num_inside") + _variance(
+        "outside", "outside_squares", "num_outside"
     )
-    prior = _PRIOR_STRENGTH * pl.col("all") / pl.col("total")
-    outside, outside_total = pl.col("all") - pl.col("inside"), pl.col("total") - pl.col("segment_total")
-    own, other = pl.col("inside") + prior, outside + prior
-    own_rest = pl.col("segment_total") + _PRIOR_STRENGTH - own
-    other_rest = outside_total + _PRIOR_STRENGTH - other
-    tiny = 1e-9
-    delta = (own / (own_rest + tiny)).log() - (other / (other_rest + tiny)).log()
-    share, general = pl.col("inside") / (pl.col("segment_total") + tiny), pl.col("all") / pl.col("total")
+    share, general = pl.col("inside") / pl.col("num_inside"), pl.col("all") / pl.col("num_all")
     found = sums.with_columns(
-        (delta / (1 / own + 1 / other).sqrt()).alias("z"), share.alias("share"), (share / general).alias("lift")
+        ((own - other) / variance.sqrt()).alias("z"), share.alias("share"), (share / general).alias("lift")
     )
     clear = (pl.col("z") >= CLEAR_Z) & (pl.col("lift") >= LEAST_LIFT) & (pl.col("share") >= LEAST_SHARE)
     chosen = found.filter(clear).sort(["z", "group", "term"], descending=[True, False, False])
     columns = ["group", "term", "share", "lift", "z"]
     return [chosen.filter(pl.col("segment") == number).select(columns).to_dicts() for number in range(num_segments)]
+
+
+def _sums(shares: pl.DataFrame, num_segments: int) -> pl.DataFrame:
+    """Of each term in each segment that has others beside it: sums of shares and of their squares, and the number of
+    users with anything of the group, in the segment and outside."""
+    by, where = ["group", "term"], ["group", "segment"]
+    share = pl.col("share")
+    inside = shares.group_by(*by, "segment").agg(share.sum().alias("inside"), (share**2).sum().alias("inside_squares"))
+    users = shares.group_by(*where).agg(pl.col("user").n_unique().alias("num_inside"))
+    every = inside.select(by).unique().join(users, on="group")
+    sums = every.join(inside, on=[*by, "segment"], how="left").with_columns(
+        pl.col("inside", "inside_squares").fill_null(0.0)
+    )
+    users = users.with_columns(pl.col("num_inside").sum().over("group").alias("num_all")).drop("num_inside")
+    sums = sums.join(users, on=where).with_columns(
+        pl.col("inside").sum().over(by).alias("all"), pl.col("inside_squares").sum().over(by).alias("all_squares")
+    )
+    return sums.with_columns(
+        (pl.col("all") - pl.col("inside")).alias("outside"),
+        (pl.col("all_squares") - pl.col("inside_squares")).alias("outside_squares"),
+        (pl.col("num_all") - pl.col("num_inside")).alias("num_outside"),
+    ).filter((pl.col("num_inside") > 1) & (pl.col("num_outside") > 1) & (pl.col("segment") < num_segments))
+
+
+def _log_odds(part: str, num_users: str) -> pl.Expr:
+    """Log-odds of a term among the shares of some users, the prior added."""
+    own = pl.col(part) + _PRIOR_STRENGTH * pl.col("all") / pl.col("num_all")
+    rest = pl.col(num_users) + _PRIOR_STRENGTH - own
+    return (own / pl.max_horizontal(rest, pl.lit(_TINY))).log()
+
+
+def _variance(part: str, squares: str, num_users: str) -> pl.Expr:
+    """Variance of the log-odds, from how much users differ."""
+    mean = pl.col(part) / pl.col(num_users)
+    spread = (pl.col(squares) / pl.col(num_users) - mean**2 + _TINY) / pl.col(num_users)
+    prior = (pl.col(part) + _PRIOR_STRENGTH * pl.col("all") / pl.col("num_all")) / (pl.col(num_users) + _PRIOR_STRENGTH)
+    return spread / pl.max_horizontal(prior * (1 - prior), pl.lit(_TINY)) ** 2
 
 
 def describe_segments(
@@ -136,7 +164,7 @@ def _activity(own: tuple[float, float], usual: tuple[float, float]) -> str:
 
 def _phrase(term: dict[str, Any]) -> str:
     group, value = term["group"], term["term"]
-    return {"action": f"more {value}", "time": f"{value}s", "day": value}.get(group, f"{group} {value}")
+    return {"action": f"more {value}", "time": value, "day": value}.get(group, f"{group} {value}")
 
 
 def _median(values: np.ndarray) -> float:

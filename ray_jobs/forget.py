@@ -1,4 +1,4 @@
-"""The job that erases users: from every snapshot of the store, its quarantine, the scores and the report.
+"""The job that erases users: from every snapshot of the store, its quarantine, scores, profiles and the report.
 
 First a tombstone for each, by which later builds and appends leave their events out; then every file that holds one of
 them is written anew and all older snapshots go at once, whoever reads them; last a receipt. Killed half-way, it is run

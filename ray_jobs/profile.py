@@ -92,8 +92,8 @@ def _embedder(settings: Settings, store: SequenceStore, scores: dict[str, Any], 
     found = find_recommender(settings, store, scores["settings"]["recommender"])
     if scores["model_version"] != found.manifest["fingerprint"]:
         raise DataContractError(
-            f"{scores_url} is of model {scores['model_version']}, and {found.url} is {found.manifest['fingerprint']} by "
-            "now; run clickformer score_users first"
+            f"{scores_url} is of model {scores['model_version']}, and {found.url} is {found.manifest['fingerprint']} "
+            "by now; run clickformer score_users first"
         )
     if scores["num_buckets"] != store.num_buckets:
         raise DataContractError(

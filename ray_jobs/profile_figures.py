@@ -1,7 +1,8 @@
 """Figures of profiles: what the page shows and `profiles.json` says, and sentences that say how far to trust them.
 
-Counts are of all users, from the marks of the buckets; medians, histograms and examples are of a bounded sample of rows,
-spread over the buckets. Invariant: no id of a user is among them, so that nothing is left here of one who is forgotten.
+Counts are of all users, from the marks of the buckets; medians, histograms and examples are of a bounded sample of
+rows, spread over the buckets. Invariant: no id of a user is among them, so that nothing is left here of one who is
+forgotten.
 """
 
 from collections.abc import Mapping, Sequence

@@ -58,7 +58,7 @@ def draw_plots(figures: Mapping[str, Any], map_points: Sequence[Sequence[float]]
         "surprise": _plot_histogram(figures["surprise"], "mean surprise, nats"),
         "anomaly": _plot_histogram(figures["anomaly"], "anomaly score, usual user 1"),
     }
-    told |= {f"score {name}": _plot_histogram(own, "score") for name, own in figures["scores"].items()}
+    told |= {f"score {name}": _plot_histogram(own, words(name)) for name, own in figures["scores"].items()}
     labels = {"new_item_share": "share of new items", "new_category_share": "share of new categories"}
     told |= {
         f"novelty {name}": _plot_histogram(own, labels.get(name, "self-information, bits"))
@@ -127,7 +127,8 @@ def number(value: float | None, digits: int = 2) -> str:
     """A figure of a table: whole numbers with commas, others with some digits, nothing as a dash."""
     if value is None or value != value:
         return "-"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.{digits}f}"
+    text = f"{value:,.0f}" if float(value).is_integer() else f"{value:,.{digits}f}"
+    return text.removeprefix("-") if not text.strip("-0.") else text  # minus zero is zero
 
 
 def percent(value: float | None) -> str:
