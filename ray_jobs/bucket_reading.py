@@ -17,6 +17,7 @@ from data_io.item_facts import ItemFacts
 from data_io.preferences import Events
 from data_io.profiles import align_scores
 from data_io.schema import EVENT_TIME, PRICE, USER_ID
+from data_io.scores import EMBEDDING
 from data_io.sequences import Sequences, flat_values
 from data_io.signs import measure_signs
 from data_io.store import SequenceStore
@@ -71,8 +72,9 @@ class Measured:
     @property
     def embeddings(self) -> np.ndarray:
         """[U, D] of the scores."""
-        lists = self.scores.column("embedding").combine_chunks()
-        return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1).astype(np.float32)
+        vectors = self.scores.column(EMBEDDING).combine_chunks()
+        flat = vectors.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        return flat.reshape(len(vectors), vectors.type.list_size)
 
 
 class BucketReader:

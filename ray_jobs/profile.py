@@ -33,6 +33,7 @@ from ray_jobs.bucket_reading import ProfileRun
 from ray_jobs.config import Settings
 from ray_jobs.item_features import with_new_items
 from ray_jobs.models import ModelFolder, find_recommender, find_tasks
+from ray_jobs.profile_config import LEAST_USERS
 from ray_jobs.profile_figures import profile_figures
 from ray_jobs.profile_page import write_profile_page
 from ray_jobs.profile_survey import ProfilePlan, Surveyor, make_plan, survey_tasks
@@ -49,6 +50,8 @@ def run(settings: Settings) -> str:
     scores_url, url = storage.absolute(settings.place("scores")), storage.absolute(settings.place("profiles"))
     scores = read_manifest(scores_url, made_by="clickformer score_users")
     recommender = _embedder(settings, store, scores, scores_url)
+    if store.num_users < LEAST_USERS:
+        raise DataContractError(f"{store.url} has {store.num_users} users; profiles take {LEAST_USERS} or more")
     actions = store.action_indices(settings.target_actions)  # an action the log has not is told before any work
     facts = {
         "scores": scores["fingerprint"],

@@ -7,13 +7,16 @@ from pydantic import Field
 
 from data_io.config import SettingsModel
 
+LEAST_USERS = 50
+"""Users from which on groups of them can be told."""
+
 
 class ProfileSettings(SettingsModel):
     """What is told of every user."""
 
     num_segments: int | None = Field(default=None, ge=1, le=100)
     """Segments of users; None: the most, of 3 to 10, that other samples agree on about as much as on any number."""
-    sample_users: int = Field(default=20_000, ge=50)
+    sample_users: int = Field(default=20_000, ge=LEAST_USERS)
     """Users, spread over the buckets, that segments, names and what is usual are worked out from."""
     category_level: int = Field(default=2, ge=1)
     """Level of a category path that counts, from 1 for the widest; of shorter paths the last."""

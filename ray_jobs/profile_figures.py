@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from data_io.anomaly import ALERTS as ALERT_KINDS
+from data_io.alerts import ALERT_KINDS
 from data_io.buckets import read_part
 from data_io.preferences import WEEKDAYS
 from data_io.profiles import (

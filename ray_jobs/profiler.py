@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from data_io.anomaly import AlertLimits, anomaly_scores, count_alerts, find_alerts
+from data_io.alerts import AlertLimits, count_alerts, find_alerts
+from data_io.anomaly import anomaly_scores
 from data_io.buckets import BucketWriter
 from data_io.item_facts import ItemFacts
 from data_io.novelty import measure_novelty

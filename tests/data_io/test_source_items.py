@@ -54,3 +54,23 @@ def test_convert_writes_the_items_beside_the_events(folder: Path, tmp_path: Path
     source = {"name": "amazon_s3rec", "path": str(folder)}
     convert.run(Settings.model_validate({"run_dir": str(tmp_path / "run"), "source": source}))
     assert pq.read_table(tmp_path / "run/items").column("brand").to_pylist() == ["Lee", None, "Lee"]
+
+
+def test_products_of_the_complete_journey_keep_the_levels_they_have(tmp_path: Path) -> None:
+    products = {
+        "product_id": [10, 11, 12],
+        "brand": ["National", "Private", None],
+        "department": ["GROCERY", "MISC", None],
+        "product_category": ["TEA", None, "LOST"],
+        "product_type": ["GREEN", "LOST", None],
+    }
+    pq.write_table(pa.table(products), tmp_path / "products.parquet")
+    items = read_source_items(SourceSettings(name="complete_journey", path=str(tmp_path)))
+    assert items is not None
+    assert items.to_pydict() == {
+        "item_id": [10, 11, 12],
+        "brand": ["National", "Private", None],
+        "category": [["GROCERY", "TEA", "GREEN"], ["MISC"], []],
+    }
+    (tmp_path / "products.parquet").unlink()
+    assert read_source_items(SourceSettings(name="complete_journey", path=str(tmp_path))) is None

@@ -218,3 +218,10 @@ def test_tables_by_ray(tmp_path: Path) -> None:
     store = build_sequences.run(settings)
     assert {user: row["age"] for user, row in users_of(store).items()} == {f"u{age}": float(age) for age in range(10)}
     assert check_facts(store, "users")["num_matched"] == 10
+
+
+def test_a_table_may_be_given_as_below_the_folder_of_the_run(settings: Settings) -> None:
+    Path(settings.run_dir).mkdir(exist_ok=True)
+    pq.write_table(item_rows(), Path(settings.run_dir) / "items.parquet")
+    store = build_sequences.run(change(settings, "items", path="RUN_DIR/items.parquet"))
+    assert items_of(store)["common"]["title"] == "title of common"
