@@ -140,8 +140,11 @@ def test_profiles_are_written_once_a_user_restarted_looked_up_and_forgotten(
     storage.write_bytes(file, b"robot1\nu000000\n")
     forget.run(change(settings, "forget", users=file))
     assert set(rows["user_id"]) - set(rows_of(settings)["user_id"]) == {"robot1", "u000000"}
-    with pytest.raises(DataContractError, match="scores of"):
-        profile.run(change(settings, "profile", num_segments=4, sample_users=50, surprise_events=0))
+    profile.run(change(settings, "profile", num_segments=4, sample_users=50, surprise_events=0))
+    others = rows_of(settings)
+    assert others["user_id"].to_list() == sorted(set(rows["user_id"]) - {"robot1", "u000000"})
+    assert others["surprise"].null_count() == others.height
+    assert others["segment"].max() == 3
 
 
 def check_preferences(rows: pl.DataFrame) -> None:
