@@ -31,6 +31,7 @@ JOBS = {
     "pretrain": "train an encoder on the sequences, without labels",
     "finetune": "give the encoder a task and train it",
     "score_users": "write recommendations, task scores and an embedding for every user",
+    "profile": "write a profile of every user: segment, preferences, price, novelty, alerts",
     "export": "bring scores into another table: one row an item, Lance, Delta or Iceberg",
     "lookup": "show what was written for one user: lookup shop.yaml --user ID",
     "rollback": "let readers see the scores from before again",

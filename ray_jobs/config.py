@@ -29,6 +29,7 @@ from model.config import EncoderSettings, PretrainSettings
 from model.task_config import FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, QuestionsTask
 from model.training_config import TrainingSettings
 from ray_jobs.feedback_config import FeedbackSettings
+from ray_jobs.profile_config import ProfileSettings
 from ray_jobs.scoring_config import ExportSettings, LookupSettings, ScoringSettings
 from ray_jobs.tracking_config import TrackingSettings
 
@@ -151,6 +152,8 @@ class Settings(SettingsModel):
     """Supervised training."""
     scoring: ScoringSettings = ScoringSettings()
     """All-user scores."""
+    profile: ProfileSettings = ProfileSettings()
+    """What is told of every user."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """The report."""
     feedback: FeedbackSettings = FeedbackSettings()
@@ -247,6 +250,7 @@ JOB_SECTIONS: dict[str, tuple[str, ...]] = {
     "pretrain": (*_MODEL_SECTIONS, "tracking", "encoder", "pretrain"),
     "finetune": (*_MODEL_SECTIONS, "tracking", "finetune"),
     "score_users": ("run_dir", "scoring", "cluster"),
+    "profile": ("run_dir", "seed", "target_actions", "profile", "cluster"),
     "export": ("run_dir", "export", "cluster"),
     "lookup": ("run_dir", "lookup"),
     "rollback": ("run_dir",),

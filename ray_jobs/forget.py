@@ -1,4 +1,4 @@
-"""The job that erases users: from every snapshot of the store, its quarantine, the scores and the report.
+"""The job that erases users: from every snapshot of the store, its quarantine, scores, profiles and the report.
 
 First a tombstone for each, by which later builds and appends leave their events out; then every file that holds one of
 them is written anew and all older snapshots go at once, whoever reads them; last a receipt. Killed half-way, it is run
@@ -81,7 +81,7 @@ def _other_outputs(place: str) -> list[str]:
     """Outputs of the run, beside the store, that have rows of users."""
     results = storage.join(place, "report", "users")
     names = storage.list_folders(results)
-    scores = [storage.join(place, name) for name in ("scores", "scores_long")]
+    scores = [storage.join(place, name) for name in ("scores", "scores_long", "profiles")]
     found = [*scores, *(storage.join(results, name) for name in names)]
     published = [url for url in found if storage.exists(storage.join(url, MANIFEST_NAME))]
     for url in found:

@@ -15,7 +15,7 @@ from data_io.buckets import bucket_of, read_bucket
 from data_io.config import SettingsError
 from data_io.schema import FIRST_INDEX, USER_ID, DataContractError
 from data_io.scores import ITEM_IDS, MODEL_VERSION, NUM_EVENTS, RULES, SCORES, SOURCE, task_column
-from data_io.snapshots import read_manifest
+from data_io.snapshots import MANIFEST_NAME, read_manifest
 from data_io.store import SequenceStore
 from ray_jobs.config import Settings
 from ray_jobs.progress import say
@@ -37,11 +37,32 @@ def run(settings: Settings) -> dict[str, Any]:
             say(f"{name.removeprefix(task_column(''))}: {value:.3f}")
     for rank, (item, score) in enumerate(zip(row[ITEM_IDS], row[SCORES], strict=True), 1):
         say(f"{rank:>4}  {score:>8.3f}  {item}  {known.get(item, '')}".rstrip())
+    _say_profile(storage.absolute(settings.place("profiles")), settings.lookup.user)
     return row
 
 
+def _say_profile(url: str, user: str) -> None:
+    """Show the profile of a user, if profiles are published and know the user."""
+    if not storage.exists(storage.join(url, MANIFEST_NAME)):
+        return
+    try:
+        row = find_user(url, user)
+    except DataContractError as error:
+        say(f"profile: {error}")
+        return
+    for name, value in row.items():
+        if value not in (None, []) and not name.startswith(task_column("")) and name not in (USER_ID, NUM_EVENTS):
+            say(f"profile {name}: {_as_words(value)}")
+
+
+def _as_words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def find_user(url: str, user: str) -> dict[str, Any]:
-    """The row of a user of published scores.
+    """The row of a user of published scores or profiles.
 
     Raises:
         DataContractError: nothing is published, or there is no such user.

@@ -115,7 +115,7 @@ def _blocks(sequences: Sequences) -> Iterator[Sequences]:
 
 def _profile_block(sequences: Sequences) -> SequenceProfile:
     lengths = np.diff(sequences.offsets)
-    robots = _robots_by_rule(sequences)
+    robots = robots_by_rule(sequences)
     any_rule = np.logical_or.reduce(robots)
     num_item_events, num_repeats = _count_repeats(sequences, lengths)
     return SequenceProfile(
@@ -178,10 +178,10 @@ def robot_like(sequences: Sequences) -> np.ndarray:
     Moments with events are counted, not events: a basket of a hundred lines is one moment. A log whose times are not
     moments, but an order written as seconds, makes robots of all its long users.
     """
-    return np.logical_or.reduce(_robots_by_rule(sequences))
+    return np.logical_or.reduce(robots_by_rule(sequences))
 
 
-def _robots_by_rule(sequences: Sequences) -> np.ndarray:
+def robots_by_rule(sequences: Sequences) -> np.ndarray:
     """[rules, U] which users break which rule."""
     rules = np.zeros((len(ROBOT_RULES), sequences.num_users), bool)
     moments, offsets = _distinct(sequences.event_time, sequences.offsets)

@@ -57,7 +57,7 @@ def read_events(path: Path | None) -> Iterator[pa.Table]:
 
 
 def read_items(path: Path | None) -> pa.Table | None:
-    """The item table, or None where it does not lie beside the purchases.
+    """The item table, categories down to the first level that is not known; None where it is not beside the purchases.
 
     Args:
         path: as `read_events` takes it.
@@ -69,7 +69,9 @@ def read_items(path: Path | None) -> pa.Table | None:
     if file is None:
         return None
     products = pl.concat(read_parquet(file, ("product_id", *_PATH, "brand")))
-    levels = pl.concat_list(*_PATH).list.eval(pl.element().drop_nulls())
+    known = pl.concat_list(pl.col(level).is_not_null() for level in _PATH)
+    depth = known.list.eval(pl.element().cum_min()).list.sum()
+    levels = pl.concat_list(*_PATH).list.head(depth)
     return products.select(
         pl.col("product_id").alias(ITEM_ID), levels.alias(CATEGORY), pl.col("brand").alias(BRAND)
     ).to_arrow()

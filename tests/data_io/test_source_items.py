@@ -60,11 +60,11 @@ def test_convert_writes_the_items_beside_the_events(folder: Path, tmp_path: Path
 
 def test_complete_journey_products_are_a_category_path_and_a_kind_of_brand(tmp_path: Path) -> None:
     products = {
-        "product_id": [1, 2],
-        "department": ["GROCERY", "MISC"],
-        "product_category": ["ICE", None],
-        "product_type": ["CRUSHED", None],
-        "brand": ["National", "Private"],
+        "product_id": [1, 2, 3],
+        "department": ["GROCERY", "MISC", None],
+        "product_category": ["ICE", None, "LOST"],
+        "product_type": ["CRUSHED", "LOST", None],
+        "brand": ["National", "Private", None],
     }
     source = SourceSettings(name="complete_journey", path=str(tmp_path))
     assert read_source_items(source) is None
@@ -72,9 +72,9 @@ def test_complete_journey_products_are_a_category_path_and_a_kind_of_brand(tmp_p
     items = read_source_items(source)
     assert items is not None
     assert items.to_pydict() == {
-        "item_id": [1, 2],
-        "category": [["GROCERY", "ICE", "CRUSHED"], ["MISC"]],
-        "brand": ["National", "Private"],
+        "item_id": [1, 2, 3],
+        "category": [["GROCERY", "ICE", "CRUSHED"], ["MISC"], []],
+        "brand": ["National", "Private", None],
     }
 
 

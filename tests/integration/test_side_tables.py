@@ -218,3 +218,11 @@ def test_tables_by_ray(tmp_path: Path) -> None:
     store = build_sequences.run(settings)
     assert {user: row["age"] for user, row in users_of(store).items()} == {f"u{age}": float(age) for age in range(10)}
     assert check_facts(store, "users")["num_matched"] == 10
+
+
+def test_the_table_that_convert_wrote_is_called_source(settings: Settings) -> None:
+    folder = Path(settings.run_dir) / "items"
+    folder.mkdir(parents=True)
+    pq.write_table(item_rows(), folder / "part-00000.parquet")
+    store = build_sequences.run(change(settings, "items", path="source"))
+    assert items_of(store)["common"]["title"] == "title of common"
