@@ -8,7 +8,42 @@ from typing import Final
 import polars as pl
 
 STOP_WORDS: Final = frozenset(
-    ["a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "in", "into", "is", "it", "its", "no", "not", "of", "on", "or", "other", "others", "out", "over", "than", "that", "the", "their", "to", "under", "up", "via", "with", "without"]
+    (
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "by",
+        "for",
+        "from",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "no",
+        "not",
+        "of",
+        "on",
+        "or",
+        "other",
+        "others",
+        "out",
+        "over",
+        "than",
+        "that",
+        "the",
+        "their",
+        "to",
+        "under",
+        "up",
+        "via",
+        "with",
+        "without",
+    )
 )
 """English words that say little of what is sought."""
 _WORD: Final = r"[\p{L}\p{N}]+"

@@ -35,6 +35,7 @@ JOBS = {
     "lookup": "show what was written for one user: lookup shop.yaml --user ID",
     "rollback": "let readers see the scores from before again",
     "evaluate": "hold the models against what happened next, beside simple baselines",
+    "search": "rank what users search for by relevance and by what each prefers, and measure it",
     "demo": "all of these in order, on real data: demo [--data synthetic]",
 }
 

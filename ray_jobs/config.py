@@ -29,6 +29,7 @@ from model.config import EncoderSettings, PretrainSettings
 from model.task_config import FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, QuestionsTask
 from model.training_config import TrainingSettings
 from ray_jobs.scoring_config import ExportSettings, LookupSettings, ScoringSettings
+from ray_jobs.search_config import SearchSettings
 from ray_jobs.tracking_config import TrackingSettings
 
 
@@ -150,6 +151,8 @@ class Settings(SettingsModel):
     """Supervised training."""
     scoring: ScoringSettings = ScoringSettings()
     """All-user scores."""
+    search: SearchSettings = SearchSettings()
+    """Personalised search."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """The report."""
     tracking: TrackingSettings = TrackingSettings()
@@ -248,6 +251,7 @@ JOB_SECTIONS: dict[str, tuple[str, ...]] = {
     "lookup": ("run_dir", "lookup"),
     "rollback": ("run_dir",),
     "evaluate": (*_MODEL_SECTIONS, "evaluation"),
+    "search": (*_MODEL_SECTIONS, "search"),
     "demo": tuple(Settings.model_fields),
 }
 """Which sections each job reads; a setting of another section is refused on its command line."""
