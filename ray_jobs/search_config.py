@@ -25,7 +25,7 @@ class SearchSettings(SettingsModel):
     a request names stay."""
     evaluate: bool = False
     """Measure on searches of the log that were held out."""
-    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0.3, 1, 3, 10, 30), min_length=1)
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0, 0.3, 1, 3, 10), min_length=1)
     """Weights that evaluate tries on validation searches."""
     num_resamples: int = Field(default=1_000, ge=10)
     """Bootstrap resamples behind each 95 % interval."""

@@ -31,9 +31,14 @@ QUERY_ONLY, HISTORY_ONLY, PERSONALISED = "query_only", "history_only", "personal
 COUNT: Final = "count"
 
 
-def blend_name(place: int) -> str:
-    """Name of the ranker that puts BM25 and the network together by the weight at that place."""
-    return f"blend_{place}"
+BLEND, QUERY_BLEND = "blend", "query_blend"
+BLENDED: Final = {BLEND: PERSONALISED, QUERY_BLEND: QUERY_ONLY}
+"""Rankings that BM25 and the network make together, each with the network's part."""
+
+
+def weighted_name(blended: str, place: int) -> str:
+    """Name of a blend by the weight at that place."""
+    return f"{blended}_{place}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +102,7 @@ class SearchEvaluator:
             new_only=run.exclude_seen,
         )
         names = [POPULARITY, QUERY_POPULARITY, BM25, QUERY_ONLY, HISTORY_ONLY, PERSONALISED]
-        names += [blend_name(place) for place in range(len(run.weights))]
+        names += [weighted_name(blended, place) for blended in BLENDED for place in range(len(run.weights))]
         ranks = {name: [np.zeros(0, np.int64)] for name in names}
         for places in self.model.batches(len(searches), run.batch_size):
             part = searches.take(places)
@@ -117,12 +122,13 @@ class SearchEvaluator:
         yield QUERY_POPULARITY, self._counted(searches.query) + popular
         words = self.model.relevance(searches.query)
         yield BM25, words.clone()
-        yield QUERY_ONLY, self.model.preference(searches.without_history(), sequences)
         yield HISTORY_ONLY, self.model.preference(searches.without_query(), sequences)
-        both = self.model.preference(searches, sequences)
-        for place, weight in enumerate(self.run.weights):
-            yield blend_name(place), blend(words, both, weight)
-        yield PERSONALISED, both
+        asked = {PERSONALISED: searches, QUERY_ONLY: searches.without_history()}
+        for blended, network in BLENDED.items():
+            preference = self.model.preference(asked[network], sequences)
+            for place, weight in enumerate(self.run.weights):
+                yield weighted_name(blended, place), blend(words, preference, weight)
+            yield network, preference
 
     def _counted(self, queries: pa.Array) -> torch.Tensor:
         """[N, V] how often the same query led to each item in training."""

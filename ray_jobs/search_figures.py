@@ -17,23 +17,24 @@ from data_io.splits import Stage
 from model.metrics import bootstrap_counted_mean, ndcg_at, recall_at
 from ray_jobs.bucket_map import map_buckets
 from ray_jobs.search_evaluator import (
+    BLEND,
+    BLENDED,
     BM25,
     HISTORY_ONLY,
     PERSONALISED,
     POPULARITY,
+    QUERY_BLEND,
     QUERY_ONLY,
     QUERY_POPULARITY,
     RANK,
     STAGE,
-    blend_name,
+    weighted_name,
 )
 
-BLEND: Final = "blend"
-"""What the blend with the chosen weight is called."""
 _K: Final = 10
 _LATER: Final = _K + 1
 """Stands for every rank after the K that are measured."""
-_RANKERS = (POPULARITY, QUERY_POPULARITY, BM25, QUERY_ONLY, HISTORY_ONLY, PERSONALISED)
+_RANKERS = (POPULARITY, QUERY_POPULARITY, BM25, QUERY_ONLY, QUERY_BLEND, HISTORY_ONLY, PERSONALISED, BLEND)
 _MEANINGS = {
     POPULARITY: "what searches led to most",
     QUERY_POPULARITY: "what the same query led to most, then popularity",
@@ -41,6 +42,7 @@ _MEANINGS = {
     QUERY_ONLY: "the network with the query, without history",
     HISTORY_ONLY: "the network with the history, without query",
     PERSONALISED: "the network with both",
+    QUERY_BLEND: "BM25 and the network with the query",
     BLEND: "BM25 and the network with both",
 }
 Pair = tuple[str, str]
@@ -58,25 +60,32 @@ def search_figures(url: str, weights: Sequence[float], num_resamples: int, seed:
     Raises:
         DataContractError: no search was held out at a stage.
     """
-    names = [blend_name(place) for place in range(len(weights))]
-    validation = count_pairs(url, "validation", [(name, name) for name in names])
-    tuned = [_mean(np.diagonal(validation[name, name])) for name in names]
-    best = int(np.argmax(tuned))
-    chosen, held = {BLEND: names[best]}, (PERSONALISED, BLEND)
-    pairs = [(name, name) for name in (*_RANKERS, BLEND)]
-    pairs += [(name, other) for name in held for other in (*_RANKERS, PERSONALISED) if name != other]
-    counts = count_pairs(url, "test", list(dict.fromkeys((_own(a, chosen), _own(b, chosen)) for a, b in pairs)))
-    found = {(a, b): counts[_own(a, chosen), _own(b, chosen)] for a, b in pairs}
+    places = range(len(weights))
+    tried = {blended: [weighted_name(blended, place) for place in places] for blended in BLENDED}
+    validation = count_pairs(url, "validation", [(name, name) for names in tried.values() for name in names])
+    tuned = {
+        blended: [_mean(np.diagonal(validation[name, name])) for name in names] for blended, names in tried.items()
+    }
+    best = {blended: int(np.argmax(values)) for blended, values in tuned.items()}
+    own = {name: weighted_name(name, best[name]) if name in best else name for name in _RANKERS}
+    pairs = [(name, name) for name in _RANKERS]
+    pairs += [(name, other) for name in (PERSONALISED, BLEND) for other in _RANKERS if other not in (name, BLEND)]
+    counts = count_pairs(url, "test", [(own[a], own[b]) for a, b in pairs])
+    found = {(a, b): counts[own[a], own[b]] for a, b in pairs}
     return {
         "num_searches": {
-            "validation": int(validation[names[0], names[0]].sum()),
+            "validation": int(next(iter(validation.values())).sum()),
             "test": int(found[BM25, BM25].sum()),
         },
-        "weight": float(weights[best]),
-        "tuning": [{"weight": float(w), "ndcg_at_10": value} for w, value in zip(weights, tuned, strict=True)],
+        "weight": float(weights[best[BLEND]]),
+        "tuning": [
+            {"ranker": blended, "weight": float(weight), "ndcg_at_10": tuned[blended][place]}
+            for blended in BLENDED
+            for place, weight in enumerate(weights)
+        ],
         "rankers": {
             name: {"meaning": _MEANINGS[name]} | _figures(np.diagonal(found[name, name]), num_resamples, seed)
-            for name in (*_RANKERS, BLEND)
+            for name in _RANKERS
         },
         "gains": [{"of": a, "over": b} | _gain(found[a, b], num_resamples, seed) for a, b in found if a != b],
     }
@@ -115,10 +124,6 @@ def lines_of(figures: dict[str, Any]) -> Iterable[str]:
         verdict = "beats" if low > 0 else "falls behind" if high < 0 else "is not clearly apart from"
         amount = f"{gain['value']:+.4f} [{low:+.4f}, {high:+.4f}]"
         yield f"{gain['of']} {verdict} {gain['over']} in ndcg_at_10: gain {amount}"
-
-
-def _own(name: str, chosen: dict[str, str]) -> str:
-    return chosen.get(name, name)
 
 
 def _count_bucket(
