@@ -34,6 +34,7 @@ from ray_jobs.models import ModelFolder, find_recommender
 from ray_jobs.progress import Progress, say
 from ray_jobs.search_evaluator import COUNT, SearchEvaluationRun, SearchEvaluator, count_queries
 from ray_jobs.search_figures import lines_of, search_figures
+from ray_jobs.search_page import write_search_page
 from ray_jobs.search_ranker import SearchRanker, SearchRun
 from ray_jobs.training import open_store
 
@@ -145,11 +146,12 @@ def _evaluate(settings: Settings, store: SequenceStore, split: Split, model: Mod
         figures = search_figures(writer.url, options.weights, options.num_resamples, settings.seed)
         report = figures | {"settings": settings.model_dump(mode="json"), "split": settings.split.kind}
         storage.write_json(storage.join(url, REPORT_NAME), report)
+        write_search_page(storage.join(url, "index.html"), report)
     num = figures["num_searches"]
     say(f"search: {num['test']:,} test searches and {num['validation']:,} validation searches, over the full catalogue")
     for line in lines_of(figures):
         say(f"search: {line}")
-    say(f"search: figures in {url}/{REPORT_NAME}")
+    say(f"search: open {url}/index.html; figures in {url}/{REPORT_NAME}")
 
 
 def _evaluate_buckets(settings: Settings, plan: SearchEvaluationRun) -> list[dict[str, Any]]:

@@ -118,6 +118,11 @@ def lines_of(figures: dict[str, Any]) -> Iterable[str]:
             f"ndcg_at_10 of {name}: {_with_interval(own['ndcg_at_10'])}, recall_at_10 "
             f"{_with_interval(own['recall_at_10'])} ({own['meaning']})"
         )
+    yield from verdicts_of(figures)
+
+
+def verdicts_of(figures: dict[str, Any]) -> Iterable[str]:
+    """Who wins, in words."""
     yield f"weight {figures['weight']:g} of the network beside BM25, chosen on validation searches"
     for gain in figures["gains"]:
         low, high = gain["interval"]

@@ -65,6 +65,7 @@ def test_held_out_searches_are_measured_and_requests_ranked(shop: Path) -> None:
     url = search.run(settings)
 
     report = json.loads((Path(url) / "report.json").read_text())
+    assert "personalised" in (Path(url) / "index.html").read_text()
     figures = {name: own["ndcg_at_10"]["value"] for name, own in report["rankers"].items()}
     assert report["weight"] in settings.search.weights
     assert figures["bm25"] > figures["popularity"], "a query names the category of the view after it"

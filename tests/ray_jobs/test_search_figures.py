@@ -10,6 +10,7 @@ import pytest
 
 from data_io.buckets import BucketWriter
 from data_io.schema import DataContractError
+from ray_jobs import forget
 from ray_jobs.search_figures import lines_of, search_figures
 
 RANKERS = ("popularity", "query_popularity", "bm25", "query_only", "history_only", "personalised")
@@ -48,6 +49,11 @@ def test_the_weight_is_chosen_on_validation_and_measured_on_the_test(tmp_path: P
     assert gains["blend", "personalised"]["value"] == pytest.approx(-0.5)
     assert gains["personalised", "query_only"]["interval"][0] > 0
     assert any(line.startswith("personalised beats query_only in ndcg_at_10: gain +0.75") for line in lines_of(figures))
+
+
+def test_forgetting_users_reaches_what_search_has_written(tmp_path: Path) -> None:
+    places = [publish(tmp_path / "search" / name, ["test"], bm25=[1]) for name in ("users", "ranked")]
+    assert forget._other_outputs(str(tmp_path)) == places
 
 
 def test_a_log_without_such_searches_is_told(tmp_path: Path) -> None:
