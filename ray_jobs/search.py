@@ -118,7 +118,7 @@ def _evaluate(settings: Settings, store: SequenceStore, split: Split, model: Mod
     store.check_items()
     check_split(model.manifest, split, model.url)
     options = settings.search
-    used = options.model_dump(include={"weights", "exclude_seen", "model"}) | {
+    used = options.model_dump(include={"weights", "exclude_seen", "user_share", "model"}) | {
         "split": settings.split.model_dump(),
         "target_actions": settings.target_actions,
         "store": store.fingerprint,
@@ -138,6 +138,7 @@ def _evaluate(settings: Settings, store: SequenceStore, split: Split, model: Mod
                 counts=pl.DataFrame(),
                 weights=options.weights,
                 exclude_seen=options.exclude_seen,
+                user_share=options.user_share,
                 batch_size=options.batch_size,
             )
             marks = _evaluate_buckets(settings, plan)

@@ -27,6 +27,8 @@ class SearchSettings(SettingsModel):
     """Measure on searches of the log that were held out."""
     weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0, 0.3, 1, 3, 10), min_length=1)
     """Weights that evaluate tries on validation searches."""
+    user_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of users, by a hash of their ids, whose held-out searches are measured."""
     num_resamples: int = Field(default=1_000, ge=10)
     """Bootstrap resamples behind each 95 % interval."""
     batch_size: int = Field(default=256, ge=1)

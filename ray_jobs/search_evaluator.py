@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import torch
 
-from data_io.buckets import BucketWriter
+from data_io.buckets import BucketWriter, hash64
 from data_io.schema import EVENT_TIME, FIRST_INDEX, ITEM_INDEX, QUERY, USER_ID
 from data_io.searches import Searches, held_out_searches, places_before, training_searches
 from data_io.sequences import Sequences, flat_values
@@ -29,6 +29,8 @@ RANK: Final = "rank_"
 POPULARITY, QUERY_POPULARITY, BM25 = "popularity", "query_popularity", "bm25"
 QUERY_ONLY, HISTORY_ONLY, PERSONALISED = "query_only", "history_only", "personalised"
 COUNT: Final = "count"
+_SHARES: Final = 10_000
+"""Parts that users are hashed into, of which a share is measured."""
 
 
 BLEND, QUERY_BLEND = "blend", "query_blend"
@@ -55,6 +57,7 @@ class SearchEvaluationRun:
     """query, item_index and count of what searches of the training part led to."""
     weights: tuple[float, ...]
     exclude_seen: bool
+    user_share: float
     batch_size: int
 
 
@@ -70,6 +73,11 @@ def count_queries(run: SearchEvaluationRun, bucket: int) -> pl.DataFrame:
     asked, items = training_searches(sequences, queries, run.split, run.search_action, run.target_actions)
     pairs = pl.DataFrame({QUERY: pl.Series(asked, dtype=pl.String), ITEM_INDEX: items})
     return pairs.group_by(QUERY, ITEM_INDEX).len(COUNT)
+
+
+def _is_measured(user_ids: pa.Array, share: float) -> np.ndarray:
+    """[N] True for about a share of the users, the same ones each time, whatever bucket they are in."""
+    return (hash64(user_ids) >> np.uint64(32)) % np.uint64(_SHARES) < share * _SHARES
 
 
 class SearchEvaluator:
@@ -101,6 +109,8 @@ class SearchEvaluator:
             run.target_actions,
             new_only=run.exclude_seen,
         )
+        measured = np.flatnonzero(_is_measured(sequences.user_id.take(pa.array(searches.row)), run.user_share))
+        searches, targets = searches.take(measured), targets[measured]
         names = [POPULARITY, QUERY_POPULARITY, BM25, QUERY_ONLY, HISTORY_ONLY, PERSONALISED]
         names += [weighted_name(blended, place) for blended in BLENDED for place in range(len(run.weights))]
         ranks = {name: [np.zeros(0, np.int64)] for name in names}
