@@ -25,7 +25,7 @@ class SearchSettings(SettingsModel):
     a request names stay."""
     evaluate: bool = False
     """Measure on searches of the log that were held out."""
-    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0, 0.3, 1, 3, 10), min_length=1)
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0, 0.1, 0.3, 1, 3, 10), min_length=1)
     """Weights that evaluate tries on validation searches."""
     user_share: float = Field(default=1.0, gt=0, le=1)
     """Share of users, by a hash of their ids, whose held-out searches are measured."""

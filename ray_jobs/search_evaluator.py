@@ -33,9 +33,14 @@ _SHARES: Final = 10_000
 """Parts that users are hashed into, of which a share is measured."""
 
 
-BLEND, QUERY_BLEND = "blend", "query_blend"
-BLENDED: Final = {BLEND: PERSONALISED, QUERY_BLEND: QUERY_ONLY}
-"""Rankings that BM25 and the network make together, each with the network's part."""
+BLEND, QUERY_BLEND, COUNTED_BLEND, COUNTED_QUERY_BLEND = "blend", "query_blend", "counted_blend", "counted_query_blend"
+BLENDED: Final = {
+    BLEND: (BM25, PERSONALISED),
+    QUERY_BLEND: (BM25, QUERY_ONLY),
+    COUNTED_BLEND: (QUERY_POPULARITY, PERSONALISED),
+    COUNTED_QUERY_BLEND: (QUERY_POPULARITY, QUERY_ONLY),
+}
+"""Rankings that a relevance (of query_popularity its logarithm) and the network make together, each with both."""
 
 
 def weighted_name(blended: str, place: int) -> str:
@@ -87,8 +92,8 @@ class SearchEvaluator:
         self.run = run
         self.model = SearchModel(run.store, run.model_url, run.search_action)
         size = self.model.num_items
-        popular = np.bincount(run.counts[ITEM_INDEX], run.counts[COUNT], size)
-        self.popular = torch.from_numpy(popular / max(popular.sum(), 1))
+        popular = np.bincount(run.counts[ITEM_INDEX], run.counts[COUNT], size) + 1.0
+        self.popular = torch.from_numpy(popular / popular.sum())
 
     def __call__(self, bucket: int) -> dict[str, Any]:
         """Evaluate and commit one bucket; returns its mark."""
@@ -129,15 +134,17 @@ class SearchEvaluator:
     def _all_scores(self, searches: Searches, sequences: Sequences) -> Iterator[tuple[str, torch.Tensor]]:
         popular = self.popular.expand(len(searches), -1)
         yield POPULARITY, popular.clone()
-        yield QUERY_POPULARITY, self._counted(searches.query) + popular
+        counted = (self._counted(searches.query) + popular).log().float()
+        yield QUERY_POPULARITY, counted.clone()
         words = self.model.relevance(searches.query)
         yield BM25, words.clone()
         yield HISTORY_ONLY, self.model.preference(searches.without_query(), sequences)
-        asked = {PERSONALISED: searches, QUERY_ONLY: searches.without_history()}
-        for blended, network in BLENDED.items():
-            preference = self.model.preference(asked[network], sequences)
-            for place, weight in enumerate(self.run.weights):
-                yield weighted_name(blended, place), blend(words, preference, weight)
+        relevance = {BM25: words, QUERY_POPULARITY: counted}
+        for network, asked in ((PERSONALISED, searches), (QUERY_ONLY, searches.without_history())):
+            preference = self.model.preference(asked, sequences)
+            for blended in (name for name, parts in BLENDED.items() if parts[1] == network):
+                for place, weight in enumerate(self.run.weights):
+                    yield weighted_name(blended, place), blend(relevance[BLENDED[blended][0]], preference, weight)
             yield network, preference
 
     def _counted(self, queries: pa.Array) -> torch.Tensor:

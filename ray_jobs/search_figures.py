@@ -20,6 +20,8 @@ from ray_jobs.search_evaluator import (
     BLEND,
     BLENDED,
     BM25,
+    COUNTED_BLEND,
+    COUNTED_QUERY_BLEND,
     HISTORY_ONLY,
     PERSONALISED,
     POPULARITY,
@@ -34,7 +36,24 @@ from ray_jobs.search_evaluator import (
 _K: Final = 10
 _LATER: Final = _K + 1
 """Stands for every rank after the K that are measured."""
-_RANKERS = (POPULARITY, QUERY_POPULARITY, BM25, QUERY_ONLY, QUERY_BLEND, HISTORY_ONLY, PERSONALISED, BLEND)
+_RANKERS = (
+    POPULARITY,
+    QUERY_POPULARITY,
+    BM25,
+    QUERY_ONLY,
+    QUERY_BLEND,
+    COUNTED_QUERY_BLEND,
+    HISTORY_ONLY,
+    PERSONALISED,
+    BLEND,
+    COUNTED_BLEND,
+)
+_HELD = {
+    PERSONALISED: (POPULARITY, QUERY_POPULARITY, BM25, QUERY_ONLY, HISTORY_ONLY),
+    BLEND: (QUERY_POPULARITY, BM25, QUERY_BLEND, PERSONALISED),
+    COUNTED_BLEND: (QUERY_POPULARITY, COUNTED_QUERY_BLEND, PERSONALISED, BLEND),
+}
+"""What rankings that know the user are held against."""
 _MEANINGS = {
     POPULARITY: "what searches led to most",
     QUERY_POPULARITY: "what the same query led to most, then popularity",
@@ -43,7 +62,9 @@ _MEANINGS = {
     HISTORY_ONLY: "the network with the history, without query",
     PERSONALISED: "the network with both",
     QUERY_BLEND: "BM25 and the network with the query",
+    COUNTED_QUERY_BLEND: "log of query_popularity and the network with the query",
     BLEND: "BM25 and the network with both",
+    COUNTED_BLEND: "log of query_popularity and the network with both",
 }
 Pair = tuple[str, str]
 
@@ -69,7 +90,7 @@ def search_figures(url: str, weights: Sequence[float], num_resamples: int, seed:
     best = {blended: int(np.argmax(values)) for blended, values in tuned.items()}
     own = {name: weighted_name(name, best[name]) if name in best else name for name in _RANKERS}
     pairs = [(name, name) for name in _RANKERS]
-    pairs += [(name, other) for name in (PERSONALISED, BLEND) for other in _RANKERS if other not in (name, BLEND)]
+    pairs += [(name, other) for name, others in _HELD.items() for other in others]
     counts = count_pairs(url, "test", [(own[a], own[b]) for a, b in pairs])
     found = {(a, b): counts[own[a], own[b]] for a, b in pairs}
     return {
@@ -78,6 +99,7 @@ def search_figures(url: str, weights: Sequence[float], num_resamples: int, seed:
             "test": int(found[BM25, BM25].sum()),
         },
         "weight": float(weights[best[BLEND]]),
+        "weights": {blended: float(weights[place]) for blended, place in best.items()},
         "tuning": [
             {"ranker": blended, "weight": float(weight), "ndcg_at_10": tuned[blended][place]}
             for blended in BLENDED
@@ -123,7 +145,8 @@ def lines_of(figures: dict[str, Any]) -> Iterable[str]:
 
 def verdicts_of(figures: dict[str, Any]) -> Iterable[str]:
     """Who wins, in words."""
-    yield f"weight {figures['weight']:g} of the network beside BM25, chosen on validation searches"
+    chosen = ", ".join(f"{weight:g} in {name}" for name, weight in figures["weights"].items())
+    yield f"weights of the network, chosen on validation searches: {chosen}"
     for gain in figures["gains"]:
         low, high = gain["interval"]
         verdict = "beats" if low > 0 else "falls behind" if high < 0 else "is not clearly apart from"
