@@ -20,7 +20,15 @@ class SettingsModel(BaseModel):
 
 
 SourceName = Literal[
-    "movielens", "amazon_s3rec", "online_retail", "retailrocket", "taobao", "complete_journey", "cdnow", "synthetic"
+    "movielens",
+    "amazon_s3rec",
+    "amazon_search",
+    "online_retail",
+    "retailrocket",
+    "taobao",
+    "complete_journey",
+    "cdnow",
+    "synthetic",
 ]
 
 
@@ -48,6 +56,15 @@ class SourceSettings(SettingsModel):
     """Folder or file of the data set as published; None only where the source needs no files."""
     synthetic: SyntheticSettings = SyntheticSettings()
     """Size of the generated log, for name: synthetic."""
+    search_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of purchases that follow a search, for name: amazon_search; the others teach a model to recommend without
+    a query."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "SourceSettings":
+        if self.search_share != 1 and self.name != "amazon_search":
+            raise ValueError(f"search_share is for source amazon_search, not for {self.name}; leave it out")
+        return self
 
 
 class EventSettings(SettingsModel):

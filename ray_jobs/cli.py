@@ -37,6 +37,7 @@ JOBS = {
     "rollback": "let readers see the scores from before again",
     "evaluate": "hold the models against what happened next, beside simple baselines",
     "off_policy": "learn from what was shown: clicks, and what other policies would earn",
+    "search": "rank what users search for by relevance and by what each prefers, and measure it",
     "demo": "all of these in order, on real data: demo [--data synthetic]",
 }
 

@@ -31,6 +31,7 @@ from model.training_config import TrainingSettings
 from ray_jobs.feedback_config import FeedbackSettings
 from ray_jobs.profile_config import ProfileSettings
 from ray_jobs.scoring_config import ExportSettings, LookupSettings, ScoringSettings
+from ray_jobs.search_config import SearchSettings
 from ray_jobs.tracking_config import TrackingSettings
 
 
@@ -154,6 +155,8 @@ class Settings(SettingsModel):
     """All-user scores."""
     profile: ProfileSettings = ProfileSettings()
     """What is told of every user."""
+    search: SearchSettings = SearchSettings()
+    """Personalised search."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """The report."""
     feedback: FeedbackSettings = FeedbackSettings()
@@ -256,6 +259,7 @@ JOB_SECTIONS: dict[str, tuple[str, ...]] = {
     "rollback": ("run_dir",),
     "evaluate": (*_MODEL_SECTIONS, "evaluation"),
     "off_policy": ("run_dir", "seed", "feedback"),
+    "search": (*_MODEL_SECTIONS, "search"),
     "demo": tuple(Settings.model_fields),
 }
 """Which sections each job reads; a setting of another section is refused on its command line."""

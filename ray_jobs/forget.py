@@ -81,7 +81,8 @@ def _other_outputs(place: str) -> list[str]:
     """Outputs of the run, beside the store, that have rows of users."""
     results = storage.join(place, "report", "users")
     names = storage.list_folders(results)
-    scores = [storage.join(place, name) for name in ("scores", "scores_long", "profiles")]
+    outputs = ("scores", "scores_long", "profiles", "search/users", "search/ranked")
+    scores = [storage.join(place, name) for name in outputs]
     found = [*scores, *(storage.join(results, name) for name in names)]
     published = [url for url in found if storage.exists(storage.join(url, MANIFEST_NAME))]
     for url in found:

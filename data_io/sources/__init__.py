@@ -50,6 +50,10 @@ def read_source(settings: SourceSettings) -> Iterator[pa.Table]:
             from data_io.sources import amazon_s3rec
 
             return amazon_s3rec.read_events(_needed_path(settings))
+        case "amazon_search":
+            from data_io.sources import amazon_search
+
+            return amazon_search.read_events(_needed_path(settings), settings.search_share)
         case "online_retail":
             from data_io.sources import online_retail
 
@@ -91,6 +95,10 @@ def read_source_items(settings: SourceSettings) -> pa.Table | None:
             from data_io.sources import amazon_s3rec
 
             return amazon_s3rec.read_items(_needed_path(settings))
+        case "amazon_search":
+            from data_io.sources import amazon_search
+
+            return amazon_search.read_items(_needed_path(settings))
         case "complete_journey":
             from data_io.sources import complete_journey
 
