@@ -32,7 +32,7 @@ from ray_jobs.config import Settings
 from ray_jobs.learning import check_split
 from ray_jobs.models import ModelFolder, find_recommender
 from ray_jobs.progress import Progress, say
-from ray_jobs.search_evaluator import COUNT, SearchEvaluationRun, SearchEvaluator, count_queries
+from ray_jobs.search_evaluator import BLENDED, COUNT, SearchEvaluationRun, SearchEvaluator, count_queries
 from ray_jobs.search_figures import lines_of, search_figures
 from ray_jobs.search_page import write_search_page
 from ray_jobs.search_ranker import SearchRanker, SearchRun
@@ -119,6 +119,7 @@ def _evaluate(settings: Settings, store: SequenceStore, split: Split, model: Mod
     check_split(model.manifest, split, model.url)
     options = settings.search
     used = options.model_dump(include={"weights", "exclude_seen", "user_share", "model"}) | {
+        "rankers": list(BLENDED),
         "split": settings.split.model_dump(),
         "target_actions": settings.target_actions,
         "store": store.fingerprint,

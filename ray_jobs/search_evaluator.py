@@ -34,11 +34,15 @@ _SHARES: Final = 10_000
 
 
 BLEND, QUERY_BLEND, COUNTED_BLEND, COUNTED_QUERY_BLEND = "blend", "query_blend", "counted_blend", "counted_query_blend"
+COUNTED_LIFT: Final = "counted_lift"
+LIFT: Final = "lift"
+"""What a history changes: log-probability by the network with both, less that with the query only."""
 BLENDED: Final = {
     BLEND: (BM25, PERSONALISED),
     QUERY_BLEND: (BM25, QUERY_ONLY),
     COUNTED_BLEND: (QUERY_POPULARITY, PERSONALISED),
     COUNTED_QUERY_BLEND: (QUERY_POPULARITY, QUERY_ONLY),
+    COUNTED_LIFT: (QUERY_POPULARITY, LIFT),
 }
 """Rankings that a relevance (of query_popularity its logarithm) and the network make together, each with both."""
 
@@ -140,12 +144,15 @@ class SearchEvaluator:
         yield BM25, words.clone()
         yield HISTORY_ONLY, self.model.preference(searches.without_query(), sequences)
         relevance = {BM25: words, QUERY_POPULARITY: counted}
-        for network, asked in ((PERSONALISED, searches), (QUERY_ONLY, searches.without_history())):
-            preference = self.model.preference(asked, sequences)
-            for blended in (name for name, parts in BLENDED.items() if parts[1] == network):
-                for place, weight in enumerate(self.run.weights):
-                    yield weighted_name(blended, place), blend(relevance[BLENDED[blended][0]], preference, weight)
-            yield network, preference
+        both = self.model.preference(searches, sequences)
+        alone = self.model.preference(searches.without_history(), sequences)
+        lift = torch.where(torch.isneginf(alone), alone, both - alone)
+        networks = {PERSONALISED: both, QUERY_ONLY: alone, LIFT: lift}
+        for blended, (fit, network) in BLENDED.items():
+            for place, weight in enumerate(self.run.weights):
+                yield weighted_name(blended, place), blend(relevance[fit], networks[network], weight)
+        yield PERSONALISED, both
+        yield QUERY_ONLY, alone
 
     def _counted(self, queries: pa.Array) -> torch.Tensor:
         """[N, V] how often the same query led to each item in training."""

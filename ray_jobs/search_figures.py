@@ -21,6 +21,7 @@ from ray_jobs.search_evaluator import (
     BLENDED,
     BM25,
     COUNTED_BLEND,
+    COUNTED_LIFT,
     COUNTED_QUERY_BLEND,
     HISTORY_ONLY,
     PERSONALISED,
@@ -47,11 +48,13 @@ _RANKERS = (
     PERSONALISED,
     BLEND,
     COUNTED_BLEND,
+    COUNTED_LIFT,
 )
 _HELD = {
     PERSONALISED: (POPULARITY, QUERY_POPULARITY, BM25, QUERY_ONLY, HISTORY_ONLY),
     BLEND: (QUERY_POPULARITY, BM25, QUERY_BLEND, PERSONALISED),
     COUNTED_BLEND: (QUERY_POPULARITY, COUNTED_QUERY_BLEND, PERSONALISED, BLEND),
+    COUNTED_LIFT: (QUERY_POPULARITY, COUNTED_QUERY_BLEND, PERSONALISED),
 }
 """What rankings that know the user are held against."""
 _MEANINGS = {
@@ -65,6 +68,7 @@ _MEANINGS = {
     COUNTED_QUERY_BLEND: "log of query_popularity and the network with the query",
     BLEND: "BM25 and the network with both",
     COUNTED_BLEND: "log of query_popularity and the network with both",
+    COUNTED_LIFT: "log of query_popularity and what the history changes in the network",
 }
 Pair = tuple[str, str]
 

@@ -38,7 +38,8 @@ def test_the_weight_is_chosen_on_validation_and_measured_on_the_test(tmp_path: P
     ranks = {name: [1, 1, 50, 50] for name in RANKERS} | {"personalised": [9, 9, 1, 3]}
     blends = {"blend_0": [5, 5, 1, 1], "blend_1": [1, 3, 3, 40]}
     kinds = ("", "query_", "counted_", "counted_query_")
-    blends = {f"{kind}{name}": own for kind in kinds for name, own in blends.items()}
+    lifts = {name.replace("blend", "counted_lift"): own for name, own in blends.items()}
+    blends = lifts | {f"{kind}{name}": own for kind in kinds for name, own in blends.items()}
     figures = search_figures(publish(tmp_path, stages, **ranks, **blends), (0.5, 2.0), num_resamples=20, seed=0)
     assert figures["num_searches"] == {"validation": 4, "test": 4}
     assert figures["weight"] == 2.0, "better on validation, though worse on the test"
@@ -58,7 +59,7 @@ def test_forgetting_users_reaches_what_search_has_written(tmp_path: Path) -> Non
 
 
 def test_a_log_without_such_searches_is_told(tmp_path: Path) -> None:
-    blends = ("blend_0", "query_blend_0", "counted_blend_0", "counted_query_blend_0")
+    blends = ("blend_0", "query_blend_0", "counted_blend_0", "counted_query_blend_0", "counted_lift_0")
     url = publish(tmp_path, ["validation"], **{name: [1] for name in (*RANKERS, *blends)})
     with pytest.raises(DataContractError, match="no test search led to an item of target_actions right after it"):
         search_figures(url, (1.0,), num_resamples=20, seed=0)
