@@ -5,6 +5,7 @@ counts; a label that holds at all times is asked in one stage only, so that nobo
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,9 +61,14 @@ class LabelTable:
         if self.time is not None:
             there[there] = self.time[begin[there]] < moment + horizon
         if self.time is None:
-            there &= np.isin((users >> np.uint64(32)) % np.uint64(10), _TENTHS[asked])
+            there &= asked_of(users, asked)
         found[there] = self.label[begin[there]]
         return found
+
+
+def asked_of(users: np.ndarray, asked: Asked) -> np.ndarray:
+    """[U] which users, by their `hash64`, are asked in a stage for a label that holds at all times."""
+    return np.isin((users >> np.uint64(32)) % np.uint64(10), _TENTHS[asked])
 
 
 def _first_at_or_after(user: np.ndarray, time: np.ndarray, wanted: np.ndarray, moment: int) -> np.ndarray:
@@ -119,7 +125,7 @@ def _as_labels(
     if settings.answer == "classes":
         values = column.cast(pa.string())
         if classes is None:
-            classes = most_frequent(values, settings.num_classes)
+            classes = most_frequent([values.value_counts()], settings.num_classes)
         return places_of(values, classes), classes
     try:
         label = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
@@ -132,14 +138,18 @@ def _as_labels(
     return label, ()
 
 
-def most_frequent(values: pa.ChunkedArray, most: int) -> tuple[str, ...]:
+def most_frequent(parts: Iterable[pa.Array], most: int) -> tuple[str, ...]:
     """The most frequent values, the first in order of text among equally frequent ones.
+
+    Args:
+        parts: counts of texts, as Arrow's `value_counts` gives them.
+        most: so many at most.
 
     Raises:
         SettingsError: there are fewer than two.
     """
     counts: Counter[str] = Counter()
-    for entry in values.value_counts().to_pylist():
+    for entry in (entry for part in parts for entry in part.to_pylist()):
         if entry["values"] is not None:
             counts[entry["values"]] += entry["counts"]
     if len(counts) < 2:

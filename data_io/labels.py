@@ -7,10 +7,12 @@ at the moment.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
-from data_io.label_table import Asked, LabelTable
+from data_io.label_table import Asked
 from data_io.question_config import (
     Answer,
     CategoriesQuestion,
@@ -32,6 +34,14 @@ from data_io.splits import DAY_US
 NO_CLASS = -1
 
 
+class HeldLabels(Protocol):
+    """Labels that do not come from events."""
+
+    def labels(self, user_ids: pa.Array, moment: int, horizon: int, asked: Asked) -> np.ndarray:
+        """[U] labels of users of a bucket, as `LabelTable.labels` gives them."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """A question as it can be asked of a store."""
@@ -47,7 +57,7 @@ class Question:
     """Indices of actions that count; None: any event."""
     opening: np.ndarray | None = None
     """Indices of actions that open an item."""
-    table: LabelTable | None = None
+    table: HeldLabels | None = None
     """Labels that stand in a table, the user table among them."""
 
     @property

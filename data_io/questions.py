@@ -4,6 +4,7 @@ Invariant: what a place among classes means is fixed when a model is trained and
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
+from data_io.buckets import bucket_of, hash64
 from data_io.config import SettingsError
-from data_io.label_table import MOST_ROWS, LabelTable, most_frequent, places_of, read_label_table
-from data_io.labels import NO_CLASS, Question
+from data_io.label_table import Asked, asked_of, most_frequent, places_of, read_label_table
+from data_io.labels import NO_CLASS, HeldLabels, Question
 from data_io.question_config import (
     CategoriesQuestion,
     ConversionQuestion,
@@ -172,35 +174,51 @@ def _num_levels(store: SequenceStore, column: str) -> int:
     return max(int(pl.Series(values.column(column)).list.len().max() or 0), 1)  # pyright: ignore[reportArgumentType]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserAttribute:
+    """Labels that the user table of a store has, read bucket by bucket."""
+
+    store: SequenceStore
+    column: str
+    classes: tuple[str, ...]
+
+    def labels(self, user_ids: pa.Array, moment: int, horizon: int, asked: Asked) -> np.ndarray:
+        """[U] the class of each user of a bucket; NaN where it is not known, or the user is kept for another stage.
+
+        Args:
+            user_ids: of one bucket.
+            moment, horizon: of no matter, as what a user is holds at all times.
+            asked: what for.
+        """
+        if not len(user_ids):
+            return np.zeros(0)
+        bucket = int(bucket_of(user_ids.slice(0, 1), self.store.num_buckets)[0])
+        found = places_of(attribute_of(self.store, bucket, user_ids, self.column), self.classes)
+        return np.where(asked_of(hash64(user_ids), asked), found, np.nan)
+
+
 def _find_table(
     settings: SegmentQuestion | TableQuestion, store: SequenceStore, classes: tuple[str, ...] | None
-) -> tuple[LabelTable, tuple[str, ...]]:
+) -> tuple[HeldLabels, tuple[str, ...]]:
     if isinstance(settings, TableQuestion):
         return read_label_table(settings, store.read_sequences(0).user_id.type, classes)
-    ids, values = _user_attribute(store, settings.column)
-    classes = classes or most_frequent(values, settings.num_classes)
-    return LabelTable.of(ids, places_of(values, classes)), classes
+    if classes is None:
+        parts = [
+            attribute_of(store, bucket, store.read_sequences(bucket).user_id, settings.column).value_counts()
+            for bucket in range(store.num_buckets)
+        ]
+        classes = most_frequent(parts, settings.num_classes)
+    return UserAttribute(store=store, column=settings.column, classes=classes), classes
 
 
-def _user_attribute(store: SequenceStore, column: str) -> tuple[pa.Array, pa.ChunkedArray]:
-    """Ids of users and what the user table says of them, of as many buckets as a table of labels may hold.
+def attribute_of(store: SequenceStore, bucket: int, user_ids: pa.Array, column: str) -> pa.ChunkedArray:
+    """[U] what the user table says of users of a bucket, as text.
 
     Raises:
         SettingsError: there is no user table, or no such column in it that may be seen.
     """
-    ids: list[pa.Array] = []
-    values: list[pa.ChunkedArray] = []
-    for bucket in range(store.num_buckets):
-        if sum(map(len, ids)) > MOST_ROWS:
-            break
-        users = store.read_sequences(bucket).user_id
-        table = store.read_user_table(bucket, users)
-        if column not in table.column_names:
-            raise SettingsError(
-                f"the user table has no column {column} that a model may be told; it has "
-                f"{', '.join(table.column_names[2:])}"
-            )
-        ids.append(users)
-        values.append(table.column(column).cast(pa.string()))
-    flat = [chunk for part in values for chunk in part.chunks]
-    return pa.concat_arrays(ids), pa.chunked_array(flat, pa.string())
+    table = store.read_user_table(bucket, user_ids)
+    if column not in table.column_names:
+        known = ", ".join(table.column_names[2:])
+        raise SettingsError(f"the user table has no column {column} that a model may be told; it has {known}")
+    return table.column(column).cast(pa.string())

@@ -26,6 +26,7 @@ class Shop:
     def __init__(self, *, columns: tuple[str, ...] = ("price", "quantity")) -> None:
         self.event_columns = dict.fromkeys(columns, "numeric")
         self.numbers: list[str] = []
+        self.ages = {"u": "young"}
         self.num_buckets = 1
         self.vocabulary = Vocabulary(pa.array([f"i{n}" for n in range(4)], pa.large_string()))
         self.item_table = pl.DataFrame({"count": EVENTS, "item_index": [2, 3, 4, 5]})
@@ -47,7 +48,12 @@ class Shop:
         )
 
     def read_user_table(self, _: int, user_ids: pa.Array) -> pa.Table:
-        return pa.table({"user_id": user_ids, "in_table": [True, False], "age": ["young", None]})
+        ages = [self.ages.get(user) for user in user_ids.to_pylist()]
+        return pa.table({"user_id": user_ids, "in_table": [True] * len(user_ids), "age": pa.array(ages, pa.string())})
+
+    def knows(self, **ages: str) -> "Shop":
+        self.ages = ages
+        return self
 
     def with_numbers(self, names: list[str]) -> "Shop":
         self.numbers = list(names)
@@ -119,3 +125,17 @@ def test_only_numbers_that_are_needed_are_read() -> None:
 def test_what_a_store_cannot_answer_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         find_question("q", ask(**fields), store())
+
+
+def test_a_segment_is_read_off_the_user_table_and_asked_of_other_users_in_each_stage() -> None:
+    users = [f"u{number}" for number in range(300)]
+    ages = {user: ["young", "old", "old"][number % 3] for number, user in enumerate(users)} | {"u": "young", "v": "old"}
+    del ages["u7"]
+    question = find_question("q", ask(kind="segment", column="age"), cast(SequenceStore, Shop().knows(**ages)))
+    assert question.classes == ("old", "young")
+    assert question.table is not None
+    labels = [question.table.labels(pa.array(users), 0, 0, asked) for asked in ("training", "validation", "test")]
+    known = ~np.isnan(np.stack(labels))
+    assert known.sum(axis=0).tolist() == [0 if user == "u7" else 1 for user in users]
+    assert known[0].sum() > known[1].sum() > 0
+    assert set(labels[0][known[0]]) == {0.0, 1.0}
