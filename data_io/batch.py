@@ -37,7 +37,11 @@ OUTCOME: Final = "outcome"
 """[B, L] float32: labels of questions; NaN where one is not asked."""
 FEATURES: Final = "features"
 """[B, F] float32: counts and recency of the whole history (`data_io.features`)."""
-PER_EXAMPLE: Final = (OUTCOME, FEATURES)
+CANDIDATE: Final = "candidate"
+"""[B, K] int64: items that are shown, and may be responded to (`data_io.responses`)."""
+PAIR_FEATURES: Final = "pair_features"
+"""[B, K, 2] float32: what the user had with each of them before."""
+PER_EXAMPLE: Final = (OUTCOME, FEATURES, CANDIDATE, PAIR_FEATURES)
 """Tensors that have no place for each event."""
 
 COLUMN: Final = "column:"

@@ -6,7 +6,7 @@ of prediction, and none at or after a cutoff, lies in an example's span.
 """
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from data_io.splits import Cutoffs, Split, Stage, ends_before, history_ends, tar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """N examples of one bucket; every array is [N], save labels of questions."""
+    """N examples of one bucket; every array is [N], save labels of questions and several candidates of one user."""
 
     row: np.ndarray
     """User's row in the bucket."""
@@ -32,6 +32,8 @@ class Examples:
     target: np.ndarray
     """Item index to predict (next item), or 0 where nothing is asked; of questions [N, L] labels, NaN where one is not
     asked."""
+    candidate: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    """[N] or, of several items each, [N, K] int32 items that are shown; empty where the question names none."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -44,7 +46,12 @@ class Examples:
             end=self.end[indices],
             now=self.now[indices],
             target=self.target[indices],
+            candidate=self.candidate[indices] if len(self.candidate) else self.candidate,
         )
+
+    def with_candidates(self, candidate: np.ndarray) -> "Examples":
+        """The same, asked about items [N] or [N, K]."""
+        return replace(self, candidate=candidate.astype(np.int32))
 
 
 def window_examples(sequences: Sequences, split: Split, length: int, most: int | None = None) -> Examples:
@@ -135,7 +142,7 @@ def question_examples(
 
 def concatenate(parts: list[Examples]) -> Examples:
     """Examples of one bucket, one part after the other."""
-    names = ("row", "start", "end", "now", "target")
+    names = ("row", "start", "end", "now", "target", "candidate")
     return Examples(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
