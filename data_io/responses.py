@@ -1,4 +1,4 @@
-"""Responses: which of the items that a user is shown after a moment the user responds to, and what is known of the pair.
+"""Responses: which items that a user is shown after a moment are responded to, and what is known of the pair.
 
 Pure functions on the flat columns of a bucket, without a loop over users. Invariants: what is shown is given and only
 the response is predicted; whatever else is told of a pair stems from events strictly before the moment.

@@ -3,8 +3,8 @@
 Invariant: every user of the store has exactly one row, in the bucket of the user.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,11 @@ _SCORE_BINS = np.linspace(-24.0, 0.0, 25)[1:-1]
 """Edges between which first scores are counted; they are log-probabilities."""
 
 
+def response_column(name: str) -> str:
+    """The column of a task's probabilities that the items of a list are responded to, in the list's order."""
+    return f"response_{name}"
+
+
 def task_column(name: str) -> str:
     """The column of a task's probability or amount, or of the probabilities of its classes."""
     return f"score_{name}"
@@ -51,6 +56,8 @@ class UserScores:
     """[B, D] float32 or float16."""
     tasks: dict[str, np.ndarray]
     """[B, P] answers by task and question: a probability or number, or several."""
+    responses: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """[B, K] probabilities that recommended items are responded to, by task."""
 
 
 def scores_table(
@@ -85,6 +92,8 @@ def scores_table(
         SOURCE: pa.array(sources, pa.string()).take(pa.array(scores.source)),
         RULES: _names_of_bits(scores.acted, rules),
     }
+    for name, values in scores.responses.items():
+        columns[response_column(name)] = pa.LargeListArray.from_arrays(offsets, pa.array(values[real], pa.float32()))
     columns |= {task_column(name): _answers(values.astype(np.float32)) for name, values in scores.tasks.items()}
     columns |= {
         EMBEDDING: pa.FixedSizeListArray.from_arrays(vectors, width),

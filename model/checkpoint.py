@@ -26,9 +26,12 @@ from model.adapters import ADAPTER, BASE, has_adapters, load_adapters, save_adap
 from model.blend import Blend
 from model.encoder import ClickformerConfig, ClickformerEncoder
 from model.heads import ClickformerForOutcome
+from model.response import ClickformerForResponse
 
 transformers_logging.disable_progress_bar()
 _BLENDS = "blends.json"
+_CLASSES = {"outcome": ClickformerForOutcome, "response": ClickformerForResponse}
+"""By the kind in a manifest; any other is of an encoder."""
 
 
 class CheckpointError(Exception):
@@ -57,7 +60,8 @@ def save_model(
         model: whole and finite.
         vocabulary: the model was trained with.
         url: of the folder.
-        manifest: kind (next_item or outcome), fingerprint, settings and whatever a user of the model should know.
+        manifest: kind (next_item, outcome or response), fingerprint, settings and whatever a user of the model should
+            know.
         blends: by question; what its probability is put together with.
 
     Raises:
@@ -95,7 +99,7 @@ def _room_for(model: PreTrainedModel, folder: Path) -> Iterator[None]:
 class SavedModel:
     """A model folder, loaded."""
 
-    model: ClickformerEncoder | ClickformerForOutcome
+    model: ClickformerEncoder | ClickformerForOutcome | ClickformerForResponse
     vocabulary: Vocabulary
     manifest: dict[str, Any]
     blends: dict[str, Blend] = field(default_factory=dict)
@@ -163,7 +167,7 @@ def load_model(url: str) -> SavedModel:
         storage.download_folder(url, Path(local))
         if not _is_whole(Path(local), manifest):
             raise CheckpointError(f"{url}: a file is missing or differs from what was published; train it again")
-        kind = ClickformerForOutcome if manifest["kind"] == "outcome" else ClickformerEncoder
+        kind = _CLASSES.get(manifest["kind"], ClickformerEncoder)
         if ADAPTER in manifest:
             model = kind(ClickformerConfig.from_pretrained(local))
             load_adapters(model, _base_of(url, manifest), Path(local))

@@ -36,6 +36,7 @@ class ClickformerConfig(PreTrainedConfig):
         num_features: int = 0,
         questions: Sequence[dict[str, Any]] = ({"name": "", "answer": "binary", "num_classes": 0},),
         deep_heads: bool = True,
+        interaction: Literal["inner_product", "bilinear"] = "inner_product",
         inputs: dict[str, str] | None = None,  # None: of a model saved before there was a choice
         asked_action: int = PADDING_INDEX,
         item_features: Sequence[dict[str, Any]] = (),
@@ -60,6 +61,7 @@ class ClickformerConfig(PreTrainedConfig):
         self.num_features = num_features
         self.questions = list(questions)
         self.deep_heads = deep_heads
+        self.interaction: Literal["inner_product", "bilinear"] = interaction
         self.inputs = dict.fromkeys(DEFAULT_INPUTS, OWN) if inputs is None else dict(inputs)
         self.asked_action = asked_action
         self.item_features = list(item_features)

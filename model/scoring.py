@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_io.batch import FEATURES, Batch, collate
+from data_io.batch import CANDIDATE, FEATURES, PAIR_FEATURES, Batch, collate
 from data_io.examples import Examples
 from data_io.features import history_features, scale_features
+from data_io.responses import pair_features
+from data_io.schema import UNKNOWN_INDEX
 from data_io.sequences import Sequences
 from model.checkpoint import SavedModel
 from model.encoder import ClickformerEncoder
@@ -17,6 +19,7 @@ from model.engine import to_tensors
 from model.heads import ClickformerForOutcome
 from model.memory import DeviceMemoryError
 from model.queries import Queries
+from model.response import ClickformerForResponse
 
 Result = TypeVar("Result")
 
@@ -106,3 +109,30 @@ def blended_answers(
         name: (saved.blends[name].apply(own[:, 0], features)[:, None] if name in saved.blends else own, own)
         for name, own in alone.items()
     }
+
+
+def response_inputs(sequences: Sequences, examples: Examples) -> Batch:
+    """What a network is told of examples with candidates [B, K] besides their histories."""
+    return {
+        FEATURES: scale_features(history_features(sequences, examples)),
+        CANDIDATE: examples.candidate.astype(np.int64),
+        PAIR_FEATURES: pair_features(sequences, examples),
+    }
+
+
+@torch.no_grad()
+def predict_responses(
+    model: ClickformerForResponse, sequences: Sequences, examples: Examples, batches: UserBatches
+) -> np.ndarray:
+    """[N, K] probabilities that the candidates [N, K] of examples are responded to; each user is encoded once.
+
+    An item that the network does not know is answered as the unknown one.
+    """
+    known = examples.candidate < model.encoder.config.vocabulary_size
+    examples = examples.with_candidates(np.where(known, examples.candidate, UNKNOWN_INDEX))
+
+    def predict(part: Examples, batch: Batch) -> np.ndarray:
+        return model.predict(to_tensors(batch | response_inputs(sequences, part), model.device)).cpu().numpy()
+
+    parts = list(batches.each(sequences, examples, predict))
+    return np.concatenate([np.zeros((0, examples.candidate.shape[1]), np.float32), *parts])

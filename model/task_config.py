@@ -79,6 +79,28 @@ class QuestionsTask(SettingsModel):
     """Whether weights of the questions are learned, on top of their own, by how uncertain their answers are."""
 
 
+class ResponseTask(SettingsModel):
+    """Whether an item that is shown is responded to: a click or conversion head on the user's vector."""
+
+    kind: Literal["response"] = "response"
+    """Which variant this is; another is chosen in the settings file."""
+    shown: list[str] = Field(default=["view"], min_length=1)
+    """Actions by which an item is shown: such items are asked about."""
+    actions: list[str] = Field(default=["cart", "purchase"], min_length=1)
+    """Actions that respond to it; the response is 1 if one follows the first showing within the horizon."""
+    horizon_days: float = Field(default=7.0, gt=0)
+    """Days after the moment in which showing and response must fall."""
+    num_cutoffs: int = Field(default=8, ge=1)
+    """Moments at which training users are asked, the last ones whose horizons end by the validation cutoff."""
+    every_days: float | None = Field(default=None, gt=0)
+    """Days between these moments; None: the horizon."""
+    interaction: Literal["inner_product", "bilinear"] = "inner_product"
+    """How the user's vector meets the item's: as two maps that are multiplied, or through a matrix that starts at
+    zero."""
+    most_candidates: int = Field(default=50, ge=1)
+    """Items asked about of a user and moment, the first by time."""
+
+
 class AutoTrainable(SettingsModel):
     """Choose by the number of labels: few train a logistic head on a frozen encoder, many the top block too."""
 
@@ -130,6 +152,10 @@ Trainable = FrozenEncoder | TopLayers | LowRankAdapters | FullEncoder
 """What of an encoder learns."""
 
 
+Task = Annotated[NextItemTask | OutcomeTask | QuestionsTask | ResponseTask, Field(discriminator="kind")]
+"""What an encoder can be asked."""
+
+
 class FinetuneSettings(SettingsModel):
     """Supervised fine-tuning of a pretrained encoder."""
 
@@ -137,7 +163,7 @@ class FinetuneSettings(SettingsModel):
     """Name of the task: its folder under RUN_DIR/tasks and its column in the scores."""
     encoder: str = "encoder"
     """Model of the run to start from, by its pretrain.name."""
-    task: Annotated[NextItemTask | OutcomeTask | QuestionsTask, Field(discriminator="kind")] = OutcomeTask()
+    task: Task = OutcomeTask()
     """What is learned."""
     trainable: Annotated[AutoTrainable | Trainable, Field(discriminator="kind")] = AutoTrainable()
     """Which part of the encoder learns with it."""

@@ -26,7 +26,7 @@ from data_io.config import (
 )
 from data_io.inputs import check_inputs
 from model.config import EncoderSettings, PretrainSettings
-from model.task_config import FinetuneSettings, FrozenEncoder, NextItemTask, OutcomeTask, QuestionsTask
+from model.task_config import FinetuneSettings, FrozenEncoder, NextItemTask
 from model.training_config import TrainingSettings
 from ray_jobs.feedback_config import FeedbackSettings
 from ray_jobs.profile_config import ProfileSettings
@@ -174,11 +174,10 @@ class Settings(SettingsModel):
                 "pretrain.auxiliary.item_alignment tells items by their features: name some in encoder.item_features, "
                 "or set it to 0"
             )
-        if isinstance(self.split, LeaveOneOut) and isinstance(self.finetune.task, OutcomeTask | QuestionsTask):
+        if isinstance(self.split, LeaveOneOut) and not isinstance(self.finetune.task, NextItemTask):
             raise ValueError(
                 f"finetune.task {self.finetune.task.kind} needs a moment in time, which split leave_one_out has not; "
-                "use split kind time "
-                "or finetune.task kind next_item"
+                "use split kind time or finetune.task kind next_item"
             )
         for name, training in (("pretrain", self.pretrain.training), ("finetune", self.finetune.training)):
             _check_device(name, training, self.cluster)

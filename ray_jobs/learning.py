@@ -23,6 +23,7 @@ from data_io.store import SequenceStore
 from model.encoder import ClickformerEncoder
 from model.heads import ClickformerForOutcome
 from model.neighbour_choice import NeighbourTable
+from model.response import ClickformerForResponse
 
 VALIDATION_BATCH = 128
 """Users validated at a time."""
@@ -87,7 +88,7 @@ class Learning(Protocol):
         """The objective with its network."""
         ...
 
-    def model_of(self, objective: nn.Module) -> ClickformerEncoder | ClickformerForOutcome:
+    def model_of(self, objective: nn.Module) -> ClickformerEncoder | ClickformerForOutcome | ClickformerForResponse:
         """The network inside an objective, the part that is published."""
         ...
 

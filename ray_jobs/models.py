@@ -26,6 +26,11 @@ class ModelFolder:
         """Whether it predicts an outcome rather than items."""
         return self.manifest["kind"] == "outcome"
 
+    @property
+    def is_response(self) -> bool:
+        """Whether it predicts if shown items are responded to."""
+        return self.manifest["kind"] == "response"
+
 
 def find_model(settings: Settings, store: SequenceStore, name: str) -> ModelFolder:
     """The model of that name, checked against the store.
@@ -46,11 +51,12 @@ def find_recommender(settings: Settings, store: SequenceStore, name: str) -> Mod
     """The model of that name, which must rank items.
 
     Raises:
-        SettingsError: it predicts an outcome.
+        SettingsError: it predicts an outcome or responses.
     """
     found = find_model(settings, store, name)
-    if found.is_outcome:
-        raise SettingsError(f"{name} predicts an outcome and cannot rank items; name encoder or a next_item task")
+    if found.is_outcome or found.is_response:
+        predicted = "an outcome" if found.is_outcome else "responses"
+        raise SettingsError(f"{name} predicts {predicted} and cannot rank items; name encoder or a next_item task")
     return found
 
 
@@ -78,7 +84,7 @@ def _find_rival(store: SequenceStore, name: str, url: str) -> ModelFolder:
 
 
 def find_tasks(settings: Settings, store: SequenceStore, names: list[str] | None) -> dict[str, ModelFolder]:
-    """Outcome models by name; None finds all that are published.
+    """Models of outcomes and of responses by name; None finds all that are published.
 
     Raises:
         SettingsError: a named task ranks items, was trained by an earlier version, or two answers are called alike.
@@ -106,10 +112,10 @@ def _tasks_by_name(settings: Settings, store: SequenceStore, names: list[str] | 
         done = (name for name in folders if not name.endswith(".work"))
         published = [name for name in done if _is_published(settings, name)]
         found = {name: find_model(settings, store, name) for name in published}
-        return {name: folder for name, folder in found.items() if folder.is_outcome}
+        return {name: folder for name, folder in found.items() if folder.is_outcome or folder.is_response}
     found = {name: find_model(settings, store, name) for name in folders}
     for name, folder in found.items():
-        if not folder.is_outcome:
+        if not (folder.is_outcome or folder.is_response):
             raise SettingsError(f"task {name} ranks items and has no probability; name it as scoring.recommender")
     return found
 

@@ -24,11 +24,13 @@ from data_io.scores import FROM_MODEL, ITEM_IDS, SCORES, UserScores, put_togethe
 from data_io.sequences import Sequences
 from data_io.snapshots import bucket_files
 from data_io.store import SequenceStore
+from model.checkpoint import SavedModel
 from model.eligibility import make_personal
 from model.encoder import ClickformerEncoder
 from model.queries import Queries, concatenate
 from model.ranker import Ranker, Ranking
-from model.scoring import UserBatches, ask, blended_answers
+from model.response import ClickformerForResponse
+from model.scoring import UserBatches, ask, blended_answers, predict_responses
 from model.sharing import unpack_model
 from ray_jobs.loading import find_device, known_to, with_inputs
 from ray_jobs.models import score_name
@@ -177,13 +179,19 @@ class Scorer:
             self._rank_popular(known, examples.take(order[few]), segment, kinds[few], ranking, few)
             source[few] = segment + 1
         places = np.argsort(order)
+        items = ranking.item[places]
         return UserScores(
-            item_index=ranking.item[places],
+            item_index=items,
             item_score=ranking.score[places],
             acted=ranking.acted[places],
             source=source[places],
             embedding=embedding[places].astype(scoring.embedding),
-            tasks={of: own for name in self.tasks for of, own in self._answers(name, sequences, rows).items()},
+            tasks={of: own for name in self._outcomes for of, own in self._answers(name, sequences, rows).items()},
+            responses={
+                name: self._responses(task, sequences, rows, items)
+                for name, task in self.tasks.items()
+                if isinstance(task.model, ClickformerForResponse)
+            },
         )
 
     def _rank(
@@ -231,6 +239,20 @@ class Scorer:
         order = np.argsort(examples.start - examples.end, kind="stable")
         found = blended_answers(saved, known, examples.take(order), self.batches)
         return {score_name(name, question): own[np.argsort(order)] for question, (own, _) in found.items()}
+
+    @property
+    def _outcomes(self) -> list[str]:
+        """Names of the tasks that ask about users alone."""
+        return [name for name, task in self.tasks.items() if not isinstance(task.model, ClickformerForResponse)]
+
+    def _responses(self, saved: SavedModel, sequences: Sequences, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Probabilities [B, K] that items [B, K] of users are responded to."""
+        assert isinstance(saved.model, ClickformerForResponse), "the only tasks that ask about items"
+        known = known_to(saved.encoder, sequences)
+        examples = history_examples(known, self.run.store.end_time, saved.encoder.config.sequence_length).take(rows)
+        order = np.argsort(examples.start - examples.end, kind="stable")
+        asked = examples.take(order).with_candidates(items[order])
+        return predict_responses(saved.model, known, asked, self.batches)[np.argsort(order)]
 
 
 def inputs_of(store: SequenceStore, bucket: int) -> dict[str, Any]:

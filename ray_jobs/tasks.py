@@ -20,6 +20,7 @@ from model.task_config import (
     NextItemTask,
     OutcomeTask,
     QuestionsTask,
+    ResponseTask,
     RewardSettings,
     TopLayers,
 )
@@ -28,6 +29,7 @@ from ray_jobs.item_features import find_features
 from ray_jobs.item_learning import ItemLearning
 from ray_jobs.learning import Learning, check_vocabulary
 from ray_jobs.outcome_learning import OutcomeLearning
+from ray_jobs.response_learning import ResponseLearning, shown_items
 
 
 def pretraining(settings: Settings, store: SequenceStore, split: Split) -> ItemLearning:
@@ -72,8 +74,9 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
     """
     url = settings.model_url(settings.finetune.encoder)
     saved = load_model(url)
-    if saved.manifest["kind"] == "outcome":
-        raise SettingsError(f"finetune.encoder {settings.finetune.encoder} predicts an outcome; name an encoder")
+    if saved.manifest["kind"] in ("outcome", "response"):
+        kind = "an outcome" if saved.manifest["kind"] == "outcome" else "responses"
+        raise SettingsError(f"finetune.encoder {settings.finetune.encoder} predicts {kind}; name an encoder")
     check_vocabulary(saved.manifest, store, url)
     store = store.seen_by(saved.encoder.config.vocabulary_size, saved.encoder.config.num_actions)
     store = store.with_columns(columns_among(saved.encoder.config.inputs))
@@ -113,6 +116,17 @@ def finetuning(settings: Settings, store: SequenceStore, split: Split) -> Learni
                 split=split,
                 task=task,
                 questions=questions,
+                trainable=settings.finetune.trainable,
+                encoder_config=kept,
+                pretrained_url=url,
+            )
+        case ResponseTask() as task:
+            assert isinstance(split, Cutoffs), "Settings refuses responses under leave_one_out"
+            shown_items(task, store)  # an action that the log has not is told here
+            return ResponseLearning(
+                store=store,
+                split=split,
+                task=task,
                 trainable=settings.finetune.trainable,
                 encoder_config=kept,
                 pretrained_url=url,

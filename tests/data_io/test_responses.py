@@ -42,9 +42,7 @@ def sequences(make_sequences: Callable[..., Sequences]) -> Sequences:
 
 def told(examples: Examples) -> list[tuple[int, int, float]]:
     """User, candidate and label of each example."""
-    return list(
-        zip(examples.row.tolist(), examples.candidate.tolist(), examples.target[:, 0].tolist(), strict=True)
-    )
+    return list(zip(examples.row.tolist(), examples.candidate.tolist(), examples.target[:, 0].tolist(), strict=True))
 
 
 def test_what_is_shown_after_the_moment_is_asked_about(sequences: Sequences) -> None:

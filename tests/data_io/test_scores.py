@@ -44,6 +44,15 @@ def make_table(sequences: Sequences, scores: UserScores, vocabulary: Vocabulary,
     return scores_table(sequences.user_id, sequences.ends - sequences.starts, scores, vocabulary, version)
 
 
+def test_responses_stand_beside_the_items_they_are_of(make_sequences: Callable) -> None:
+    sequences = make_sequences([(0, 2)], [])
+    scores = make_scores([[3, 2], [4, 0]], [[0.5, 0.25], [2, NONE]])
+    responses = {"buy": np.array([[0.5, 0.25], [0.125, 0.75]], np.float32)}
+    table = make_table(sequences, replace(scores, responses=responses), STRINGS, "v1")
+    assert table.column("response_buy").to_pylist() == [[0.5, 0.25], [0.125]]
+    assert table.column("response_buy").type == table.column("scores").type
+
+
 def test_every_user_has_one_row_with_scores_vector_and_tasks(make_sequences: Callable) -> None:
     sequences = make_sequences([(0, 2), (1, 3)], [])
     table = make_table(sequences, make_scores([[3, 2], [4, 2]], [[0.5, 0.25], [2, 1]], churn=[0.5, 1]), STRINGS, "v1")

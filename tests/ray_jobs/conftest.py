@@ -23,6 +23,7 @@ from ray_jobs.item_features import with_new_items
 from ray_jobs.item_learning import ItemLearning
 from ray_jobs.learning import StoreIndex
 from ray_jobs.outcome_learning import OutcomeLearning
+from ray_jobs.response_learning import ResponseLearning
 from ray_jobs.rules import plan_rules
 from ray_jobs.scorer import ScoreRun
 from ray_jobs.scoring_config import ScoringSettings
@@ -122,5 +123,5 @@ def make_score_run(
     )
 
 
-def count_bucket(learning: ItemLearning | OutcomeLearning, sequences: Sequences) -> StoreIndex:
+def count_bucket(learning: ItemLearning | OutcomeLearning | ResponseLearning, sequences: Sequences) -> StoreIndex:
     return learning.count(sequences, learning.make_examples(sequences))
