@@ -23,6 +23,7 @@ from data_io.buckets import BucketWriter, fingerprint, fingerprint_after, is_pub
 from data_io.config import SettingsError
 from data_io.lease import write_lease
 from data_io.questions import recall_questions
+from data_io.scores import response_column
 from data_io.snapshots import read_manifest
 from data_io.splits import Cutoffs, Split
 from data_io.store import QUALITY_REPORT_NAME, SequenceStore
@@ -41,6 +42,7 @@ from ray_jobs.outcome_figures import outcome_figures
 from ray_jobs.progress import Progress, say
 from ray_jobs.protocol import describe_protocol
 from ray_jobs.report import write_report
+from ray_jobs.response_figures import response_figures, response_verdicts
 from ray_jobs.training import open_store
 from ray_jobs.tree_baseline import fit_trees
 
@@ -87,6 +89,8 @@ def _plan(settings: Settings, store: SequenceStore, split: Split, url: str) -> E
     mark = fingerprint_after(used, fingerprint({"store": store.fingerprint, "models": held}))
     asked = {name: questions_of(name, folder.manifest) for name, folder in tasks.items()}
     names = [name for of_task in asked.values() for name in of_task]
+    responses = {name: folder.url for name, folder in tasks.items() if folder.is_response}
+    names += [response_column(name) for name in responses]
     places = {name: storage.join(url, "users", name) for name in ("next_item", *names)}
     places["lists"] = storage.join(url, "lists")
     uncounted = np.zeros(store.vocabulary.size, np.int64)
@@ -94,7 +98,8 @@ def _plan(settings: Settings, store: SequenceStore, split: Split, url: str) -> E
         store=store,
         split=split,
         model_urls={name: folder.url for name, folder in models.items()},
-        task_urls={name: folder.url for name, folder in tasks.items()},
+        task_urls={name: folder.url for name, folder in tasks.items() if folder.is_outcome},
+        response_urls=responses,
         target_actions=settings.target_actions,
         baselines=BaselineTables(
             popularity=uncounted,
@@ -114,7 +119,7 @@ def _plan(settings: Settings, store: SequenceStore, split: Split, url: str) -> E
 def _find_models(
     settings: Settings, store: SequenceStore, split: Split
 ) -> tuple[dict[str, ModelFolder], dict[str, ModelFolder]]:
-    """Models that rank items, those of other runs last, and outcome models, by name."""
+    """Models that rank items, those of other runs last, and those of outcomes and responses, by name."""
     options = settings.evaluation
     models = {name: find_recommender(settings, store, name) for name in options.models}
     models |= find_rivals(settings, store)
@@ -198,18 +203,24 @@ def _report(settings: Settings, evaluation: EvaluationRun, counts: ItemCounts) -
         for name, described in asked.items()
         if not is_binary(described)
     }
+    responses = {
+        name: response_figures(evaluation.writers[response_column(name)].url, store.vocabulary.size)
+        for name in evaluation.response_urls
+    }
     without = why_without_item_knn(counts, options.item_knn)
     return {
         "verdicts": verdicts(next_item, outcomes)
         + answer_verdicts(answers)
+        + response_verdicts(responses)
         + ([f"item_knn is {without}"] if without else []),
         "next_item": next_item,
         "lists": list_figures(evaluation.writers["lists"].url, counts.training, options.headline_k),
         "outcomes": outcomes,
         "answers": answers,
+        "responses": responses,
         "protocol": describe_protocol(settings, evaluation.split, without),
         "data": storage.read_json(storage.join(store.url, QUALITY_REPORT_NAME)),
-        "models": _model_facts({**evaluation.model_urls, **evaluation.task_urls}),
+        "models": _model_facts({**evaluation.model_urls, **evaluation.task_urls, **evaluation.response_urls}),
         "settings": settings.model_dump(mode="json"),
     }
 

@@ -16,7 +16,7 @@ from data_io.buckets import BucketWriter
 from data_io.examples import Examples, next_item_examples
 from data_io.questions import recall_questions, with_numbers_for
 from data_io.schema import ITEM_INDEX, USER_ID
-from data_io.scores import seen_pairs
+from data_io.scores import response_column, seen_pairs
 from data_io.sequences import Sequences
 from data_io.splits import Cutoffs, Split
 from data_io.store import SequenceStore
@@ -28,6 +28,7 @@ from model.topk import exclude_items, target_ranks, top_k
 from model.trees import load_trees
 from ray_jobs.loading import find_device, known_to, load_for, with_inputs
 from ray_jobs.outcome_tables import AskedTask, outcome_tables
+from ray_jobs.response_tables import AskedResponse, response_table
 
 RANKER, NUM_LISTED = "ranker", "num_listed"
 _SCORES_AT_ONCE = 1 << 25
@@ -51,11 +52,13 @@ class EvaluationRun:
     training_events: np.ndarray
     """[V] events of each item before the validation cutoff."""
     writers: Mapping[str, BucketWriter]
-    """Where results go: next_item and each task by user, lists by item."""
+    """Where results go: next_item and each task by user, responses by pair, lists by item."""
     exclude_seen: bool
     list_k: int
     """Items in the lists that are counted by item."""
     batch_size: int
+    response_urls: Mapping[str, str] = field(default_factory=dict)
+    """Response models by name."""
     trees: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Gradient-boosted trees by task and question, as text."""
 
@@ -70,7 +73,11 @@ class Evaluator:
         self.asked = {
             name: self._ask(name, load_for(url, self.device, run.store)) for name, url in run.task_urls.items()
         }
-        encoders = [*self.models.values(), *(task.saved.encoder for task in self.asked.values())]
+        self.responses = {
+            name: AskedResponse.of(load_for(url, self.device, run.store)) for name, url in run.response_urls.items()
+        }
+        tasks = [*self.asked.values(), *self.responses.values()]
+        encoders = [*self.models.values(), *(task.saved.encoder for task in tasks)]
         questions = [question for task in self.asked.values() for question in task.questions]
         self.store = with_numbers_for(with_inputs(run.store, encoders), questions)
         self.baselines = Baselines(run.baselines, self.device)
@@ -88,6 +95,7 @@ class Evaluator:
         tables = {"next_item": ranks, "lists": lists}
         for name in self.asked:
             tables |= self.predict_outcomes(name, sequences)
+        tables |= {response_column(name): self.predict_responses(name, sequences) for name in self.responses}
         return {
             name: self.run.writers[name].commit(bucket, self.run.store.num_buckets, table, {"num_rows": table.num_rows})
             for name, table in tables.items()
@@ -159,6 +167,12 @@ class Evaluator:
         task = self.asked[name]
         known = known_to(task.saved.encoder, sequences)
         return outcome_tables(task, known, self.run.split, UserBatches(self.run.batch_size))
+
+    def predict_responses(self, name: str, sequences: Sequences) -> pa.Table:
+        """Pairs of a task of responses (see `ray_jobs.response_tables`)."""
+        assert isinstance(self.run.split, Cutoffs), "there are no responses without moments"
+        batches = UserBatches(self.run.batch_size)
+        return response_table(self.responses[name], self.store, sequences, self.run.split, batches)
 
 
 def _lists_table(listed: dict[str, np.ndarray]) -> pa.Table:

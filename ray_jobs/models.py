@@ -8,6 +8,7 @@ from typing import Any
 
 from data_io import storage
 from data_io.config import SettingsError
+from data_io.scores import response_column
 from data_io.snapshots import MANIFEST_NAME, read_manifest
 from data_io.store import SequenceStore
 from ray_jobs.config import Settings
@@ -94,7 +95,8 @@ def find_tasks(settings: Settings, store: SequenceStore, names: list[str] | None
     for name, folder in found.items():
         if "questions" not in folder.manifest:
             raise SettingsError(f"task {name} was trained by an earlier version of clickformer: finetune it again")
-        for answer in (score_name(name, question["name"]) for question in folder.manifest["questions"]):
+        answers = [score_name(name, question["name"]) for question in folder.manifest["questions"]]
+        for answer in [response_column(name)] if folder.is_response else answers:
             if answer in asked:
                 raise SettingsError(f"tasks {asked[answer]} and {name} both have an answer {answer}; rename one")
             asked[answer] = name

@@ -86,6 +86,12 @@ def make_answers() -> dict[str, Any]:
     }
 
 
+def make_responses() -> dict[str, Any]:
+    rankers = {"task": {"auc": 0.7012, "log_loss": 0.3123}, "mean rate": {"auc": 0.5, "log_loss": 0.3456}}
+    figures = {"num_pairs": 1_212, "num_users": 77, "rate": 0.115, "calibration_error": 0.02, "rankers": rankers}
+    return {"buy": figures | {"gain_over": {"mean rate": make_interval(0.0333)}}}
+
+
 def make_report(**parts: Any) -> dict[str, Any]:
     data = {"num_users": 2_469, "num_events": 90, "num_items": 33, "num_rows": 100, "num_quarantined": 7}
     data |= {
@@ -100,6 +106,7 @@ def make_report(**parts: Any) -> dict[str, Any]:
         "next_item": make_next_item(),
         "outcomes": {"purchase_7d": make_outcome()},
         "answers": make_answers(),
+        "responses": make_responses(),
         "lists": make_lists(),
         "protocol": describe_protocol(Settings(), None, "left out: too many pairs"),
         "data": data,
@@ -180,6 +187,13 @@ def test_an_outcome_has_its_section_its_baselines_and_its_plots(page: str) -> No
     assert "0.3700" in section, "log loss of the mean rate"
     assert section.count("<svg") == 2
     assert page.count("<svg") == 4
+
+
+def test_responses_stand_beside_what_they_are_held_against(page: str) -> None:
+    section = page.split("<h2>Response: buy</h2>")[1].split("<h2>")[0]
+    assert "1,212 items shown to 77 users with history after the test cutoff, 11.5 %" in section
+    for expected in ("0.7012", "0.3123", "<td>mean rate</td>", "0.0333", "[0.0233, 0.0433]"):
+        assert expected in section
 
 
 def test_names_from_the_log_are_escaped(page: str) -> None:

@@ -20,6 +20,7 @@ from model.response import ClickformerForResponse, ResponseObjective
 from model.scoring import UserBatches, predict_responses
 from ray_jobs.models import find_recommender, find_tasks
 from ray_jobs.response_learning import ResponseLearning
+from ray_jobs.response_tables import AskedResponse, response_table
 from ray_jobs.scorer import Scorer
 from ray_jobs.tasks import finetuning
 from tests.ray_jobs.conftest import SPLIT, MakeSettings, SaveEncoder, count_bucket, make_score_run
@@ -182,3 +183,13 @@ def test_adapters_of_a_task_are_loaded_with_their_base(
     examples = history_examples(sequences, store.end_time, 4).with_candidates(np.tile(np.arange(2, 6), (4, 1)))
     before, after = (predict_responses(own, sequences, examples, UserBatches(4)) for own in (model, again))
     np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+def test_pairs_of_both_cutoffs_are_kept_for_the_report(store: SequenceStore, sequences: Sequences, url: str) -> None:
+    asked = AskedResponse.of(load_model(url))
+    table = response_table(asked, store, sequences, SPLIT, UserBatches(2)).to_pydict()
+    told = zip(table["stage"], table["user_id"], table["item_index"], table["outcome"], table["before"], strict=True)
+    expected = [("validation", "a", 4, 0, 1), ("validation", "a", 5, 0, 1), ("validation", "b", 5, 1, 0)]
+    test = [("test", "a", 2, 0, 2), ("test", "a", 3, 0, 2), ("test", "b", 2, 0, 1)]
+    assert list(told) == expected + test
+    assert all(0 < probability < 1 for probability in table["probability"])
