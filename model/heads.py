@@ -39,6 +39,13 @@ class QuestionHead(nn.Module):
         else:
             self.deep = nn.Linear(both, num_outputs)
 
+    def start(self) -> None:
+        """All outputs become zero; what is in between keeps its fresh weights, and so learns from the second step on."""
+        for layer in (self.linear, self.deep[-1] if isinstance(self.deep, nn.Sequential) else self.deep):
+            assert isinstance(layer, nn.Linear)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
     def forward(self, users: Tensor, features: Tensor) -> Tensor:
         """Outputs [B, O] from user vectors [B, D] and standardised features [B, F]."""
         return self.linear(features) + self.deep(torch.cat([users, features], dim=1))

@@ -92,7 +92,8 @@ class ResponseHead(nn.Module):
         self.interaction = (InnerProduct if interaction == "inner_product" else Bilinear)(hidden_size)
 
     def start(self) -> None:
-        """What knows of items and pairs is zero before anything is learned."""
+        """Every logit is the mean log odds before anything is learned: what enters it last is zero everywhere."""
+        self.of_user.start()
         nn.init.zeros_(self.of_pair.weight)
         nn.init.zeros_(self.item_bias.weight)
         self.interaction.start()
