@@ -114,7 +114,8 @@ def check_forgotten(settings: Settings, users: list[str], num_left: int) -> None
     outputs = [output["url"].removeprefix(f"{storage.absolute(settings.run_dir)}/") for output in receipt["outputs"]]
     exported = ["scores_long"] if storage.exists(settings.place("scores_long")) else []
     answers = [f"report/users/customer_{question}" for question in ("active", "cart", "spend")]
-    assert outputs == ["store", "scores", *exported, *answers, "report/users/next_item"]
+    responses = [place for place in ("report/users/response_buy",) if storage.exists(settings.place(place))]
+    assert outputs == ["store", "scores", *exported, *answers, "report/users/next_item", *responses]
     assert all(output["files"] for output in receipt["outputs"][:2])
     for output in receipt["outputs"]:
         left = pa.concat_tables([table.select(["user_id"]) for table in iter_buckets(output["url"])])
@@ -146,6 +147,22 @@ def finish(settings: Settings, num_users: int) -> dict[str, Any]:
     assert "<svg" in page
     assert "popularity" in page
     return storage.read_json(storage.join(report_url, "report.json"))
+
+
+def check_responses(settings: Settings) -> None:
+    """Train a response task beside the others; its column stands beside the items, its figures in the report."""
+    task = {"kind": "response", "horizon_days": 5, "num_cutoffs": 3, "most_candidates": 5}
+    finetune.run(change(settings, "finetune", name="buy", task=task))
+    score_users.run(settings)
+    scores = pa.concat_tables(iter_buckets(settings.place("scores")))
+    for items, found in zip(scores["item_ids"].to_pylist(), scores["response_buy"].to_pylist(), strict=True):
+        assert len(found) == len(items)
+        assert all(0 < probability < 1 for probability in found)
+    report_url = evaluate.run(settings)
+    figures = storage.read_json(storage.join(report_url, "report.json"))["responses"]["buy"]
+    assert 0 < figures["rate"] < 1
+    assert figures["num_users"] < figures["num_pairs"] <= 5 * figures["num_users"]
+    assert "<h2>Response: buy</h2>" in storage.read_bytes(storage.join(report_url, "index.html")).decode()
 
 
 def check_rivals(settings: Settings, elsewhere: str) -> None:
@@ -211,6 +228,7 @@ def test_road_on_local_disk(tmp_path: Path, events: pa.Table, capfd: pytest.Capt
         job.run(settings)
     assert capfd.readouterr().out.count("already") == 4
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.parquet")}
+    check_responses(settings)
     check_forgotten(settings, sorted(seen)[:2], NUM_USERS - 2)
 
 
