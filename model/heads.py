@@ -40,7 +40,7 @@ class QuestionHead(nn.Module):
             self.deep = nn.Linear(both, num_outputs)
 
     def start(self) -> None:
-        """All outputs become zero; what is in between keeps its fresh weights, and so learns from the second step on."""
+        """All outputs become zero; what is in between keeps its fresh weights, and learns from the second step on."""
         for layer in (self.linear, self.deep[-1] if isinstance(self.deep, nn.Sequential) else self.deep):
             assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
