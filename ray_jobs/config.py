@@ -88,7 +88,7 @@ class EvaluationSettings(SettingsModel):
     """Models of other runs on the same log that are ranked after those: a name for each, and its folder, local or
     s3://."""
     tasks: list[str] | None = None
-    """Outcome tasks that are measured; None: all that are trained."""
+    """Tasks of outcomes and responses that are measured; None: all that are trained."""
     batch_size: int = Field(default=256, ge=1)
     """Users ranked at a time, fewer over a large catalogue."""
     num_resamples: int = Field(default=1_000, ge=10)

@@ -26,7 +26,7 @@ from data_io.buckets import BucketWriter, fingerprint_after, is_published, read_
 from data_io.config import SettingsError
 from data_io.lease import write_lease
 from data_io.schema import ITEM_ID, USER_ID
-from data_io.scores import ITEM_IDS, SCORES
+from data_io.scores import ITEM_IDS, SCORES, response_column
 from data_io.snapshots import read_manifest
 from ray_jobs.bucket_map import map_buckets
 from ray_jobs.config import ExportSettings, Settings
@@ -84,17 +84,21 @@ def _write_long(settings: Settings, source: str, manifest: dict[str, Any], url: 
 
 
 def long_form(table: pa.Table) -> pa.Table:
-    """Scores of users as one row an item: user_id, rank (from 1), item_id and score."""
+    """Scores of users as one row an item: user_id, rank (from 1), item_id, score, and probabilities of responses."""
     lists = table.column(ITEM_IDS).combine_chunks()
     parents = pc.call_function("list_parent_indices", [lists])
     lengths = pc.call_function("list_value_length", [lists]).to_numpy()
     firsts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    of_items = {SCORE: SCORES} | {name: name for name in table.column_names if name.startswith(response_column(""))}
     return pa.table(
         {
             USER_ID: table.column(USER_ID).combine_chunks().take(parents),
             RANK: pa.array((np.arange(len(firsts)) - firsts + 1).astype(np.int32)),
             ITEM_ID: pc.call_function("list_flatten", [lists]),
-            SCORE: pc.call_function("list_flatten", [table.column(SCORES).combine_chunks()]),
+        }
+        | {
+            name: pc.call_function("list_flatten", [table.column(lists_of).combine_chunks()])
+            for name, lists_of in of_items.items()
         }
     )
 

@@ -116,7 +116,7 @@ class ScoringSettings(SettingsModel):
     recommender: str = "encoder"
     """Model that recommends and embeds: encoder, another pretrain.name, or the name of a next_item task."""
     tasks: list[str] | None = None
-    """Outcome tasks whose probabilities are written; None: all that are trained."""
+    """Tasks of outcomes and responses whose probabilities are written; None: all that are trained."""
     embedding: Literal["float32", "float16"] = "float32"
     """Numbers of the embedding."""
     incremental: bool = False

@@ -62,6 +62,13 @@ def test_the_long_form_has_a_row_for_each_user_and_item() -> None:
     assert long_form(rows([], "v")).num_rows == 0
 
 
+def test_responses_stand_in_the_row_of_their_item() -> None:
+    table = rows(list(LISTS), "v")
+    long = long_form(table.append_column("response_buy", table.column("scores")))
+    assert long.column_names == ["user_id", "rank", "item_id", "score", "response_buy"]
+    assert long["response_buy"].to_pylist() == long["score"].to_pylist()
+
+
 def test_a_user_is_looked_up(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     publish(settings, "v1")
     assert lookup.run(change(settings, "lookup", user="dörte"))["item_ids"] == LISTS["dörte"]
