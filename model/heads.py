@@ -5,6 +5,7 @@ Invariant: a folder with a head loads with `from_pretrained` alone.
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -122,6 +123,26 @@ class ClickformerForOutcome(ClickformerPreTrainedModel):
     def predict(self, batch: TensorBatch) -> list[Tensor]:
         """Predictions [B, P] of each question (see `model.answers`)."""
         return [kind.predict(outputs, spread) for kind, outputs, spread in self.head.split(self(batch).float())]
+
+
+class HeadObjective(nn.Module):
+    """An objective of an encoder with heads, whose dropout is off while it does not learn.
+
+    Args:
+        model: encoder and heads.
+    """
+
+    def __init__(self, model: ClickformerPreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but an encoder that does not learn keeps its dropout off."""
+        super().train(mode)
+        encoder = self.model.get_submodule("encoder")
+        if not any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.eval()
+        return self
 
 
 def free_parameters(encoder: ClickformerEncoder, trainable: Trainable) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from data_io.batch import OUTCOME, PADDING_MASK
 from model.encoder import TensorBatch
-from model.heads import ClickformerForOutcome
+from model.heads import ClickformerForOutcome, HeadObjective
 
 
-class OutcomeObjective(nn.Module):
+class OutcomeObjective(HeadObjective):
     """The sum over questions of what their answers cost, weighed.
 
     Args:
@@ -24,6 +24,7 @@ class OutcomeObjective(nn.Module):
             weigh losses", eq. 10.
     """
 
+    model: ClickformerForOutcome
     weights: Tensor
 
     def __init__(
@@ -33,18 +34,10 @@ class OutcomeObjective(nn.Module):
         *,
         learned: bool = False,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         num_questions = len(model.head.kinds)
         self.register_buffer("weights", torch.tensor(weights or [1.0] * num_questions), persistent=False)
         self.log_variance = nn.Parameter(torch.zeros(num_questions)) if learned else None
-
-    def train(self, mode: bool = True) -> "OutcomeObjective":
-        """As usual, but an encoder that does not learn keeps its dropout off."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.model.encoder.parameters()):
-            self.model.encoder.eval()
-        return self
 
     def forward(self, batch: TensorBatch, seed: int) -> Tensor:
         """Summed loss over the users of a batch that have events; nothing here is drawn by `seed`."""

@@ -15,7 +15,7 @@ from data_io.batch import CANDIDATE, FEATURES, OUTCOME, PADDING_MASK, PAIR_FEATU
 from data_io.responses import NUM_PAIR_FEATURES
 from data_io.schema import UNKNOWN_INDEX
 from model.encoder import ClickformerConfig, ClickformerEncoder, ClickformerPreTrainedModel, TensorBatch
-from model.heads import QuestionHead, free_parameters
+from model.heads import HeadObjective, QuestionHead, free_parameters
 from model.task_config import Trainable
 
 
@@ -149,19 +149,13 @@ class ClickformerForResponse(ClickformerPreTrainedModel):
         return torch.sigmoid(self(batch).float())
 
 
-class ResponseObjective(nn.Module):
+class ResponseObjective(HeadObjective):
     """The log loss of responses, each example with one candidate."""
 
-    def __init__(self, model: ClickformerForResponse) -> None:
-        super().__init__()
-        self.model = model
+    model: ClickformerForResponse
 
-    def train(self, mode: bool = True) -> "ResponseObjective":
-        """As usual, but an encoder that does not learn keeps its dropout off."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.model.encoder.parameters()):
-            self.model.encoder.eval()
-        return self
+    def __init__(self, model: ClickformerForResponse) -> None:
+        super().__init__(model)
 
     def forward(self, batch: TensorBatch, seed: int) -> Tensor:
         """Summed loss over the examples of a batch that have events; nothing here is drawn by `seed`."""

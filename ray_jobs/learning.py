@@ -10,12 +10,13 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from data_io.batch import Batch
 from data_io.config import SettingsError
 from data_io.examples import Examples, wanted_events
-from data_io.features import FEATURE_NAMES
+from data_io.features import FEATURE_NAMES, history_features, scale_features
 from data_io.schema import FIRST_INDEX
 from data_io.sequences import Sequences
 from data_io.splits import Cutoffs, Split
@@ -24,6 +25,7 @@ from model.encoder import ClickformerEncoder
 from model.heads import ClickformerForOutcome
 from model.neighbour_choice import NeighbourTable
 from model.response import ClickformerForResponse
+from model.task_config import AutoTrainable, FrozenEncoder, TopLayers, Trainable
 
 VALIDATION_BATCH = 128
 """Users validated at a time."""
@@ -190,6 +192,33 @@ def count_items(
     counts = np.bincount(sequences.item_index[inside], minlength=vocabulary_size)
     counts[:FIRST_INDEX] = 0
     return counts
+
+
+def feature_sums(sequences: Sequences, examples: Examples) -> np.ndarray:
+    """[3, F] number, sum and sum of squares of the scaled features of examples."""
+    features = scale_features(history_features(sequences, examples)).astype(np.float64)
+    return np.stack([np.full(features.shape[1], len(examples)), features.sum(axis=0), (features**2).sum(axis=0)])
+
+
+def feature_scale(sums: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [F] of features, from their sums [3, F]."""
+    number, total, squares = sums
+    mean = total / np.maximum(number, 1)
+    spread = np.sqrt(np.maximum(squares / np.maximum(number, 1) - mean**2, 0))
+    return torch.from_numpy(mean), torch.from_numpy(spread)
+
+
+def choose_trainable(asked: AutoTrainable | Trainable, num_labels: float) -> tuple[Trainable, bool]:
+    """What learns, and whether heads are deep.
+
+    Args:
+        asked: by the settings; of auto the number of labels decides.
+        num_labels: the fewest of any question, of its rarer answer where it is whether.
+    """
+    if not isinstance(asked, AutoTrainable):
+        return asked, True
+    few = num_labels < asked.few_labels
+    return (FrozenEncoder() if few else TopLayers()), not few
 
 
 def sample_validation(learning: Learning, sequences: Sequences, quota: int, seed: int) -> Examples:

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from data_io.batch import FEATURES, OUTCOME, PADDING_MASK, Batch, collate, padding_batch
@@ -27,14 +26,19 @@ from model.outcome_objective import OutcomeObjective
 from model.scoring import UserBatches, predict_answers
 from model.task_config import (
     AutoTrainable,
-    FrozenEncoder,
     LowRankAdapters,
     OutcomeTask,
     QuestionsTask,
-    TopLayers,
     Trainable,
 )
-from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, describe_split
+from ray_jobs.learning import (
+    VALIDATION_BATCH,
+    StoreIndex,
+    choose_trainable,
+    describe_split,
+    feature_scale,
+    feature_sums,
+)
 from ray_jobs.outcome_metrics import validation_metric
 
 SPACING_DAYS = 7.0
@@ -87,12 +91,10 @@ class OutcomeLearning:
             DataContractError: a network would be told of what follows.
         """
         check_no_leak(sequences, examples, self.make_batch, labels=(OUTCOME,))
-        features = scale_features(history_features(sequences, examples)).astype(np.float64)
-        sums = np.stack([np.full(features.shape[1], len(examples)), features.sum(axis=0), (features**2).sum(axis=0)])
         return StoreIndex(
             num_examples=np.array([len(examples)]),
             item_counts=np.zeros(0, np.int64),
-            feature_sums=sums,
+            feature_sums=feature_sums(sequences, examples),
             label_sums=self._statistics(examples.target),
         )
 
@@ -115,31 +117,26 @@ class OutcomeLearning:
 
     def build(self, index: StoreIndex) -> nn.Module:
         """The objective with the pretrained encoder and fresh heads."""
-        trainable = self._chosen_trainable(index)
+        trainable, deep = choose_trainable(self.trainable, self._fewest_labels(index))
         config = ClickformerConfig(
             num_features=len(FEATURE_NAMES),
             questions=[
                 {"name": question.name, "answer": question.answer, "num_classes": len(question.classes)}
                 for question in self.questions
             ],
-            deep_heads=not (isinstance(self.trainable, AutoTrainable) and isinstance(trainable, FrozenEncoder)),
+            deep_heads=deep,
             **self.encoder_config,
         )
         model = ClickformerForOutcome(config)
         model.encoder.load_state_dict(load_model(self.pretrained_url).encoder.state_dict())
         model.free_parameters(trainable)
-        number, total, squares = index.feature_sums
-        mean = total / np.maximum(number, 1)
-        spread = np.sqrt(np.maximum(squares / np.maximum(number, 1) - mean**2, 0))
-        model.head.set_scale(torch.from_numpy(mean), torch.from_numpy(spread))
+        model.head.set_scale(*feature_scale(index.feature_sums))
         model.head.set_start(starts(self.kinds, index.label_sums))
         weights = [question.settings.weight for question in self.questions]
         return OutcomeObjective(model, weights, learned=self.task.learned_weights)
 
-    def _chosen_trainable(self, index: StoreIndex) -> Trainable:
-        """What learns: by the number of labels, where that is not said."""
-        if not isinstance(self.trainable, AutoTrainable):
-            return self.trainable
+    def _fewest_labels(self, index: StoreIndex) -> float:
+        """Labels of the question that has the fewest, of its rarer answer where it is whether."""
         ends = np.cumsum([kind.num_outputs for kind in self.kinds])
         fewest = np.inf
         for question, (number, total, _) in zip(
@@ -147,7 +144,7 @@ class OutcomeLearning:
         ):
             rarer = min(total[0], number[0] - total[0]) if question.answer == "binary" else number[0]
             fewest = min(fewest, rarer)
-        return FrozenEncoder() if fewest < self.trainable.few_labels else TopLayers()
+        return fewest
 
     def model_of(self, objective: nn.Module) -> ClickformerForOutcome:
         """Encoder and heads."""

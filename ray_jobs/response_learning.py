@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from data_io.batch import CANDIDATE, FEATURES, OUTCOME, PADDING_MASK, PAIR_FEATURES, Batch, collate, padding_batch
 from data_io.examples import Examples
-from data_io.features import FEATURE_NAMES, history_features, scale_features
+from data_io.features import FEATURE_NAMES
 from data_io.leaks import check_no_leak
 from data_io.responses import NUM_PAIR_FEATURES, ShownItems, by_user, response_examples
 from data_io.sequences import Sequences
@@ -22,8 +21,15 @@ from model.encoder import ClickformerConfig
 from model.metrics import area_under_curve
 from model.response import ClickformerForResponse, ResponseObjective
 from model.scoring import UserBatches, predict_responses, response_inputs
-from model.task_config import AutoTrainable, FrozenEncoder, LowRankAdapters, ResponseTask, TopLayers, Trainable
-from ray_jobs.learning import VALIDATION_BATCH, StoreIndex, describe_split
+from model.task_config import AutoTrainable, LowRankAdapters, ResponseTask, Trainable
+from ray_jobs.learning import (
+    VALIDATION_BATCH,
+    StoreIndex,
+    choose_trainable,
+    describe_split,
+    feature_scale,
+    feature_sums,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +69,10 @@ class ResponseLearning:
             DataContractError: a network would be told of what follows.
         """
         check_no_leak(sequences, examples, self.make_batch, labels=(OUTCOME, CANDIDATE))
-        features = scale_features(history_features(sequences, examples)).astype(np.float64)
-        sums = np.stack([np.full(features.shape[1], len(examples)), features.sum(axis=0), (features**2).sum(axis=0)])
         return StoreIndex(
             num_examples=np.array([len(examples)]),
             item_counts=np.zeros(0, np.int64),
-            feature_sums=sums,
+            feature_sums=feature_sums(sequences, examples),
             label_sums=Binary().statistics(examples.target),
         )
 
@@ -87,29 +91,20 @@ class ResponseLearning:
 
     def build(self, index: StoreIndex) -> nn.Module:
         """The objective with the pretrained encoder and a fresh head."""
-        trainable = self._chosen_trainable(index)
+        number, total, _ = index.label_sums[:, 0]
+        trainable, deep = choose_trainable(self.trainable, min(total, number - total))
         config = ClickformerConfig(
             num_features=len(FEATURE_NAMES),
-            deep_heads=not (isinstance(self.trainable, AutoTrainable) and isinstance(trainable, FrozenEncoder)),
+            deep_heads=deep,
             interaction=self.task.interaction,
             **self.encoder_config,
         )
         model = ClickformerForResponse(config)
         model.encoder.load_state_dict(load_model(self.pretrained_url).encoder.state_dict())
         model.free_parameters(trainable)
-        number, total, squares = index.feature_sums
-        mean = total / np.maximum(number, 1)
-        spread = np.sqrt(np.maximum(squares / np.maximum(number, 1) - mean**2, 0))
         log_odds = float(Binary().start(index.label_sums).bias[0])
-        model.head.set_scale(torch.from_numpy(mean), torch.from_numpy(spread), log_odds)
+        model.head.set_scale(*feature_scale(index.feature_sums), log_odds)
         return ResponseObjective(model)
-
-    def _chosen_trainable(self, index: StoreIndex) -> Trainable:
-        """What learns: by the number of the rarer label, where that is not said."""
-        if not isinstance(self.trainable, AutoTrainable):
-            return self.trainable
-        number, total, _ = index.label_sums[:, 0]
-        return FrozenEncoder() if min(total, number - total) < self.trainable.few_labels else TopLayers()
 
     def model_of(self, objective: nn.Module) -> ClickformerForResponse:
         """Encoder and head."""
